@@ -1,0 +1,94 @@
+"""A LoRA branch beside a packed base → quantized_lora_matmul. The packed words stay as they are.
+
+quantized_matmul(x, w) + s * dot(dot(x, a), b)             in any order, with casts (mlx-lm casts the
+                                                           branch to x's dtype before it adds)
+quantized_matmul(x, w) + dot(dot(x, a), b)                 a scale of 1
+with reassociate=true also, since these round elsewhere:
+quantized_matmul(x, w) + dot(dot(x, s * a), b)
+dot(x, w + s * dot(a, b))                                  the merged form: never built
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import qgraph as qg
+from qgraph.ir.dtypes import promote
+from qgraph.ops.quantized import QuantizedMatmul
+
+
+class LoraBranch(qg.Rule):
+    """quantized_matmul(x, w) + s * dot(dot(x, a), b)."""
+
+    through = ("cast",)
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+        return _base(x, w) + s * qg.dot(qg.dot(x, a), b)
+
+    def check(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, **_: Any) -> None:  # noqa: ANN401, D102
+        m.require(all(op.dtype.is_float for op in m.all_skipped()), "a cast in the branch is not to a float")
+        m.require(w.ndim == 2, f"the base weight has {w.ndim} axes, expected 2", w)
+        m.require(a.ndim == 2 and b.ndim == 2, f"the adapters have {a.ndim} and {b.ndim} axes, expected 2", a)
+        m.require(a.shape[1] <= min(a.shape[0], b.shape[1]), f"rank {a.shape[1]} is not low", a)
+
+    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:  # noqa: ANN401, D102
+        return _fused(m, x, w, a, b, s)
+
+
+class LoraBranchUnscaled(LoraBranch):
+    """quantized_matmul(x, w) + dot(dot(x, a), b)."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _base(x, w) + qg.dot(qg.dot(x, a), b)
+
+
+class LoraScaleInA(LoraBranch):
+    """quantized_matmul(x, w) + dot(dot(x, s * a), b)."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+        return _base(x, w) + qg.dot(qg.dot(x, s * a), b)
+
+
+class LoraMergedWeight(LoraBranch):
+    """dot(x, w + s * dot(a, b)), w packed."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+        return qg.dot(x, w + s * qg.dot(a, b))
+
+    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:  # noqa: ANN401, D102
+        return _fused(m, x, w, a, b, s, transpose=w.type.packing.axis == -2)
+
+
+def _base(x: Any, w: Any) -> Any:  # noqa: ANN401
+    return qg.quantized_matmul(x, w).named("base")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool | None = None) -> Any:  # noqa: ANN401
+    """The fused op, in the wider dtype where base and sum differ, then the sum's dtype."""
+    if transpose is None:
+        base = m.op("base")
+        assert isinstance(base, QuantizedMatmul)
+        transpose = base.transpose
+    elif transpose:
+        w = qg.swapaxes(w, -1, -2)
+    dtype = m.type.dtype
+    wide = qg.astype(x, promote(x.type.dtype, dtype).mlx)
+    scale = s if not isinstance(s, float) else qg.full((), s, a.dtype)
+    out = qg.quantized_lora_matmul(wide, w, a, b, scale, transpose=transpose)
+    return qg.astype(out, dtype.mlx)
+
+
+@dataclass(frozen=True)
+class FuseLora(qg.Pass):
+    """Compute base and branch together."""
+
+    name = "fuse-lora"
+    after = ("quantize-dot",)
+    rules = (LoraBranch, LoraBranchUnscaled)
+    reassociate: bool = False
+
+    def active_rules(self) -> tuple[qg.Rule, ...]:
+        """The exact spellings; with `reassociate` those that round elsewhere too."""
+        exact = (LoraBranch(), LoraBranchUnscaled())
+        return (*exact, LoraScaleInA(), LoraMergedWeight()) if self.reassociate else exact

@@ -1,0 +1,173 @@
+"""Make the graph one that MLX runs rightly on the device.
+
+op(w) with w packed           → op(dequantize(w))                unless op reads packed words; with a reason
+quantized_matmul on a CPU     → cast(quantized_matmul(cast(x)))  in 16 bit MLX accumulates in 16 bit there
+kernels that the GPU lacks    → dot(x, dequantize(w))            with a reason
+sliced or permuted storage    → contiguous(w)                    before a GPU kernel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import qgraph as qg
+from qgraph._errors import StrictError
+from qgraph.ir import Builder, Graph, Node, TensorType, Value
+from qgraph.ir.dtypes import F32
+from qgraph.ir.origin import Origin, Step
+from qgraph.ops.elementwise import Cast
+from qgraph.ops.linear import Dot
+from qgraph.ops.quantized import Contiguous, Dequantize, QuantizedMatmul
+from qgraph.ops.shape import Transpose
+from qgraph.rewrite import Context
+from qgraph.rewrite.report import make_report
+
+# Ops that multiply by a packed operand, the activations being operand 0.
+PRODUCTS = ("quantized_matmul", "quantized_lora_matmul", "gather_qmm")
+
+
+@dataclass(frozen=True)
+class Legalize(qg.Pass):
+    """Unpack where there is no kernel, and say why; keep the rules of the device.
+
+    With `strict`, a packed operand of a product that would have to be unpacked is an error.
+    """
+
+    name = "legalize"
+    after = ("canonicalize", "fold-transpose", "quantize-dot", "quantize-take", "fuse-lora")
+    strict: bool = False
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """One sweep."""
+
+        def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
+            return _Legal(graph.builder, node, context).results(inputs)
+
+        after = graph.rewritten(rebuild)
+        if self.strict:
+            missed = make_report(graph, after, context).missed
+            if missed:
+                raise StrictError("\n".join(map(str, missed)), fix="see the reasons; or compile without strict=True")
+        return after
+
+
+class _Legal:
+    """The legal form of one node."""
+
+    def __init__(self, builder: Builder, node: Node, context: Context) -> None:
+        self.builder = builder
+        self.node = node
+        self.context = context
+
+    def add(self, op: qg.ir.Op, *inputs: Value) -> Value:
+        """A node that stands for (a part of) the one at hand."""
+        origin = self.node.origin
+        step = Step("legalize", op.name, self.context.ordinal)
+        return self.builder.add(op, inputs, Origin(origin.sources, origin.scope, (*origin.steps, step))).outputs[0]
+
+    def results(self, inputs: tuple[Value, ...]) -> Sequence[Value]:
+        """The values that replace the node's results."""
+        node = self.node
+        if node.op.name in PRODUCTS:
+            return (self.product(inputs),)
+        if any(v.type.packing for v in inputs) and not self.reads_storage():
+            inputs = tuple(self.unpack(v) for v in inputs)
+        if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
+            return node.outputs
+        return self.builder.add(node.op, inputs, node.origin).outputs
+
+    def reads_storage(self) -> bool:
+        """Whether the op, here, works on packed operands: a view whose result is dense does not."""
+        if self.node.op.name in ("dequantize", "quantized_take"):
+            return True
+        return self.node.op.packed and any(v.type.packing for v in self.node.outputs)
+
+    def unpack(self, v: Value) -> Value:
+        """`v` as numbers."""
+        if v.type.packing is None:
+            return v
+        self.context.notes.setdefault(self.node, f"{self.node.op.name} has no kernel for packed operands")
+        return self.add(Dequantize(), v)
+
+    def product(self, inputs: tuple[Value, ...]) -> Value:
+        """A quantized product under the device's rules."""
+        refusal = self.refusal(inputs)
+        if refusal:
+            self.context.notes[self.node] = refusal
+            return self.dense_product(inputs)
+        if self.context.device == "cpu":
+            return self.accumulate_in_f32(inputs)
+        w = self.add(Contiguous(), inputs[1]) if not _stored_plainly(inputs[1]) else inputs[1]
+        return self.add(self.node.op, inputs[0], w, *inputs[2:])
+
+    def accumulate_in_f32(self, inputs: tuple[Value, ...]) -> Value:
+        """MLX's CPU kernel sums in the dtype of its result: give it f32, and round once."""
+        x, dtype = inputs[0], self.node.outputs[0].type.dtype
+        if dtype is F32:
+            return self.add(self.node.op, *inputs) if inputs != self.node.inputs else self.node.outputs[0]
+        wide = self.add(Cast(F32), x) if x.type.dtype is not F32 else x
+        return self.add(Cast(dtype), self.add(self.node.op, wide, *inputs[1:]))
+
+    def refusal(self, inputs: tuple[Value, ...]) -> str:
+        """Why the device has no right kernel for this product, or nothing."""
+        op, x, w = self.node.op, inputs[0].type, inputs[1].type
+        device, transposed = self.context.device, getattr(op, "transpose", True)
+        n, k = w.shape[-2:] if transposed else w.shape[:-3:-1]
+        group = w.quantization.group_size if w.quantization else 1
+        if device == "metal" and not transposed and n % 64:
+            return f"on Metal transpose=False with {n} columns, not a multiple of 64, has returned garbage"
+        if device == "cuda" and transposed and k % max(64, group):
+            return f"the CUDA kernels contract multiples of {max(64, group)}; this one contracts {k}"
+        if device == "cuda" and x.dtype.name == "f64":
+            return "there is no CUDA kernel for float64"
+        return ""
+
+    def dense_product(self, inputs: tuple[Value, ...]) -> Value:
+        """The same product on the unpacked weight."""
+        op, w = self.node.op, self.add(Dequantize(), inputs[1])
+        if op.name == "gather_qmm":
+            return self.gathered(inputs, w)
+        assert isinstance(op, QuantizedMatmul)
+        if op.transpose:
+            axes = list(range(w.type.ndim))
+            w = self.add(Transpose((*axes[:-2], axes[-1], axes[-2])), w)
+        out = self.cast(self.add(Dot(), inputs[0], w))
+        if op.name != "quantized_lora_matmul":
+            return out
+        from qgraph.ops.elementwise import add, multiply
+
+        low = self.add(Dot(), inputs[0], inputs[2])
+        branch = self.add(Dot(), self.apply(multiply, low, inputs[4]), inputs[3])
+        return self.cast(self.apply(add, out, branch))
+
+    def gathered(self, inputs: tuple[Value, ...], w: Value) -> Value:
+        """gather_mm on the unpacked experts."""
+        op: Any = self.node.op
+        return self.cast(self.apply(lambda *v: qg.gather_qmm_dense(op, *v), inputs[0], w, *inputs[2:]))
+
+    def apply(self, function: Any, *values: Value) -> Value:  # noqa: ANN401
+        """A qg function on values."""
+        from qgraph.ops.dispatch import interpreting
+        from qgraph.trace.tracer import Trace, Tracer
+
+        trace = Trace(self.builder, origin=lambda: self.node.origin)
+        with interpreting(trace):
+            made: Tracer = function(*(Tracer(trace, v) for v in values))
+        return made.value
+
+    def cast(self, v: Value) -> Value:
+        """`v` in the dtype of the node's result."""
+        dtype = self.node.outputs[0].type.dtype
+        return v if v.type.dtype is dtype else self.add(Cast(dtype), v)
+
+
+def _stored_plainly(w: Value) -> bool:
+    """Whether the storage is as it came in, or freshly made: no strided view of other storage."""
+    op = w.op
+    if op.name in ("input", "quantize", "concatenate", "contiguous"):
+        return True
+    before: TensorType | None = w.node.inputs[0].type if w.node.inputs else None
+    moves_nothing = op.name in ("cast", "reshape") or (op.name == "transpose" and before is not None)
+    return moves_nothing and _stored_plainly(w.node.inputs[0])

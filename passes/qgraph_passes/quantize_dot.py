@@ -1,0 +1,95 @@
+"""dot with a packed operand → quantized_matmul.
+
+dot(x, transpose(w))   → quantized_matmul(x, w, transpose=True)     w stored (out, in)
+dot(x, w)              → quantized_matmul(x, w, transpose=False)    w stored (in, out)
+dot(w, x)              → transpose(dot(transpose(x), transpose(w)))
+dot(w1, w2)            → dot of the larger one with the smaller one dequantized
+gather_mm(x, w, …)     → gather_qmm(x, w, …)                        mixture of experts
+
+The frontends bring einsum, tensordot, inner and vecdot to this form. Any view of a weight that keeps
+its groups whole is still packed here, whatever axes it permuted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import qgraph as qg
+from qgraph.ir.dtypes import DType, promote
+from qgraph.ops.quantized import kernel_dtype
+
+
+class RightOperand(qg.Rule):
+    """dot(x, w) → quantized_matmul(x, w)."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized) -> Any:  # noqa: D102
+        return qg.dot(x, w)
+
+    def check(self, m: qg.Match, x: Any, w: Any) -> None:  # noqa: ANN401, D102
+        m.require(x.type.packing is None, "both operands are quantized", x)
+        axis = w.type.packing.axis
+        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
+
+    def rewrite(self, m: qg.Match, x: Any, w: Any) -> qg.Array:  # noqa: ANN401, D102
+        transpose = w.type.packing.axis == -2
+        stored = qg.swapaxes(w, -1, -2) if transpose else w
+        # MLX would take a lower rank of x to mean the first matrix of w only.
+        rank = x.ndim
+        if stored.ndim > 2 and rank < 3:
+            x = qg.reshape(x, (1,) * (3 - rank) + x.shape)
+        out = kernel(qg.quantized_matmul, x, stored, m.type.dtype, transpose=transpose)
+        return qg.reshape(out, m.type.shape)
+
+
+class LeftOperand(qg.Rule):
+    """dot(w, x) → (xᵀ wᵀ)ᵀ, whose right operand is packed."""
+
+    def pattern(self, w: qg.Quantized, x: qg.Array) -> Any:  # noqa: D102
+        return qg.dot(w, x)
+
+    def check(self, m: qg.Match, w: Any, x: Any) -> None:  # noqa: ANN401, D102
+        m.require(x.type.packing is None, "both operands are quantized", x)
+        axis = w.type.packing.axis
+        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
+
+    def rewrite(self, m: qg.Match, w: Any, x: Any) -> qg.Array:  # noqa: ANN401, D102
+        flipped = qg.swapaxes(w, -1, -2)
+        if x.ndim == 1:
+            return qg.dot(x, flipped)
+        return qg.swapaxes(qg.dot(qg.swapaxes(x, -1, -2), flipped), -1, -2)
+
+
+class BothOperands(qg.Rule):
+    """dot(w1, w2) → dot with the smaller one dequantized: MLX has no kernel for two packed operands."""
+
+    def pattern(self, a: qg.Quantized, b: qg.Quantized) -> Any:  # noqa: D102
+        return qg.dot(a, b)
+
+    def rewrite(self, m: qg.Match, a: Any, b: Any) -> qg.Array:  # noqa: ANN401, D102
+        smaller = "left" if a.type.nbytes <= b.type.nbytes else "right"
+        m.note(f"both operands are quantized: the {smaller} one, the smaller, is dequantized")
+        return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
+
+
+def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:  # noqa: ANN401
+    """Call a quantized kernel such that the result has `dtype`, with casts where MLX's rule differs."""
+    if kernel_dtype(x.type, w.type.packing).dtype is not dtype:
+        x = qg.astype(x, promote(x.type.dtype, dtype).mlx)
+    return qg.astype(function(x, w, **options), dtype.mlx)
+
+
+@dataclass(frozen=True)
+class QuantizeDot(qg.Pass):
+    """Contract with packed words wherever an operand is packed."""
+
+    name = "quantize-dot"
+    after = ("fold-transpose",)
+    rules = (BothOperands, RightOperand, LeftOperand)
+
+    def run(self, graph: qg.ir.Graph, context: Any) -> qg.ir.Graph:  # noqa: ANN401
+        """Rewrite, then compose the transposes that met."""
+        from qgraph.rewrite.driver import apply_rules
+        from qgraph_passes.fold_transpose import ComposeTransposes
+
+        return apply_rules(super().run(graph, context), (ComposeTransposes(),), self.name, context)

@@ -1,0 +1,297 @@
+"""`qg.jit`: trace once per signature, rewrite, emit, and run through MLX."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial, update_wrapper
+from types import CodeType, TracebackType
+from typing import Any, NamedTuple, overload
+
+import mlx.core as mx
+
+from qgraph._errors import TraceError
+from qgraph.execute.eager import EAGER, collect, storage
+from qgraph.execute.program import Program, compiling
+from qgraph.execute.stepper import Stepper
+from qgraph.ir import Builder, Graph, TensorType, Value
+from qgraph.ir.origin import Source, is_library
+from qgraph.ops.dispatch import active, type_of
+from qgraph.quant import QuantizedTensor
+from qgraph.rewrite import Pipeline, Report, Result
+from qgraph.rewrite.pipeline import DEFAULT
+from qgraph.trace.tracer import Trace, Tracer
+from qgraph.trace.tree import flatten, paths, unflatten
+
+
+class CacheInfo(NamedTuple):
+    """Counts of a jitted function's program cache."""
+
+    hits: int
+    misses: int
+    maxsize: int
+    currsize: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A compiled signature: the program, what it captured, and the shape of what it returns."""
+
+    result: Result
+    program: Program
+    captures: tuple[mx.array, ...]
+    spec: list[Any]  # of the returned tree
+    types: tuple[TensorType, ...]  # of its leaves
+
+
+class JitFunction:
+    """A function compiled by qgraph; made by `qg.jit`. Call it as the original."""
+
+    def __init__(self, function: Callable[..., Any], pipeline: Pipeline, maxsize: int) -> None:
+        self.function = function
+        self.pipeline = pipeline
+        self.maxsize = maxsize
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._hits = self._misses = 0
+        self._lock = threading.RLock()
+        self._globals = _global_names(function)
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run; unevaluated MLX arrays come back. Inside another trace the function is inlined."""
+        if active() is not None:
+            return self.function(*args, **kwargs)
+        leaves: list[Any] = []
+        entry = self._entry(args, kwargs, leaves)
+        arrays = entry.program.run(*(a for x in leaves for a in storage(x)), *entry.captures)
+        return unflatten(entry.spec, collect(entry.types, arrays))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:  # noqa: ANN401
+        """A jitted method: `self` is a static argument."""
+        return self if instance is None else partial(self, instance)
+
+    def eager(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run the function op by op without compiling: for a debugger and for print.
+
+        ``@`` and every method work as in the jitted function, on QuantizedTensors too.
+        """
+        return Stepper().run(self.function, args, kwargs)
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:  # noqa: ANN401
+        """The graph as traced, before any pass."""
+        return self.result(*args, **kwargs).before
+
+    def optimized(self, *args: Any, **kwargs: Any) -> Graph:  # noqa: ANN401
+        """The graph after all passes."""
+        return self.result(*args, **kwargs).graph
+
+    def result(self, *args: Any, **kwargs: Any) -> Result:  # noqa: ANN401
+        """The whole pipeline run: graphs after every pass, statistics, report."""
+        return self._entry(args, kwargs, []).result
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:  # noqa: ANN401
+        """What every use of a quantized value became, or why it did not."""
+        return self.result(*args, **kwargs).report
+
+    def source(self, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401
+        """The Python source that runs for these arguments."""
+        return self._entry(args, kwargs, []).program.source
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, the bound and the size of the program cache."""
+        with self._lock:
+            return CacheInfo(self._hits, self._misses, self.maxsize, len(self._entries))
+
+    def clear_cache(self) -> None:
+        """Forget all programs."""
+        with self._lock:
+            self._entries.clear()
+            self._hits = self._misses = 0
+
+    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Entry:
+        spec: list[Any] = []
+        flatten(args, leaves, spec)
+        flatten(kwargs, leaves, spec)
+        shapes = tuple(
+            x._type or type_of(x) if isinstance(x, QuantizedTensor) else (x.shape, x.dtype)  # pyright: ignore[reportPrivateUsage]
+            for x in leaves
+        )
+        key = (tuple(spec), shapes, str(mx.default_device()), compiling(), self._surroundings())
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._hits += 1
+                self._entries.move_to_end(key)
+                return entry
+            entry = self._compile(args, kwargs, [type_of(x) for x in leaves], spec)
+            self._misses += 1
+            self._entries[key] = entry
+            if len(self._entries) > self.maxsize:
+                self._entries.popitem(last=False)
+            return entry
+
+    def _surroundings(self) -> tuple[Any, ...]:
+        """Arrays by identity and numbers by value that the function reads from outside."""
+        cells = self.function.__closure__ if hasattr(self.function, "__closure__") else None
+        values = [_cell(c) for c in cells or ()]
+        module: dict[str, Any] = getattr(self.function, "__globals__", {})
+        values += [module.get(name) for name in self._globals]
+        return tuple(map(_token, values))
+
+    def _compile(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], types: list[TensorType], spec: list[Any]
+    ) -> _Entry:
+        trace = Trace(Builder(), self.__name__)
+        labels = _labels(self.function, args, kwargs)
+        inputs = [trace.builder.input(n, t) for n, t in zip(labels, types, strict=True)]
+        with trace.recording():
+            returned = self._traced(trace, inputs, spec)
+            leaves: list[Any] = []
+            out_spec: list[Any] = []
+            flatten(returned, leaves, out_spec)
+            outputs = [trace.lift(x) for x in leaves]
+        trace.finished = True
+        captured = list(trace.captures.values())
+        graph = Graph([*inputs, *(v for _, v in captured)], outputs, trace.builder)
+        result = self.pipeline.run(graph)
+        arrays = tuple(a for x, _ in captured for a in storage(x))
+        return _Entry(result, Program(result.graph), arrays, out_spec, tuple(v.type for v in outputs))
+
+    def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:  # noqa: ANN401
+        tracers = [Tracer(trace, v) for v in inputs]
+        args, kwargs = unflatten(["tuple", 2, *spec], tracers)
+        try:
+            return self.function(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            if "Tracer" not in str(error):
+                raise
+            raise _foreign_call(error) from error
+
+
+def _foreign_call(error: Exception) -> TraceError:
+    """What MLX says when it is handed a traced value, in words that help."""
+    called = re.match(r"(\w+)\(\): incompatible", str(error))
+    name = called[1] if called else ""
+    if name.startswith("__") or not name:
+        symbol = name.strip("_") or "an operator"
+        what = f"an mx.array on the left of {symbol} with a traced value on its right"
+        fix = "MLX refuses it: put the traced value on the left, or call the qg function, e.g. qg.multiply(a, b)"
+    else:
+        what, fix = f"mx.{name} was called on a traced value", f"use qg.{name}, or trace with qg.optimize"
+    return TraceError(what, where=_user_line(error.__traceback__), fix=fix)
+
+
+def _user_line(traceback: TracebackType | None) -> str | None:
+    found: str | None = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if not is_library(code):
+            found = Source(code, traceback.tb_lasti).sentence()
+        traceback = traceback.tb_next
+    return found
+
+
+def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Names of the inputs: the parameter, then the path within its tree."""
+    found: list[str] = []
+    try:
+        bound = list(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        bound = []
+    for i, arg in enumerate(args):
+        paths(arg, bound[i] if i < len(bound) else f"arg{i}", found.append)
+    paths(kwargs, "", found.append)
+    used: dict[str, int] = {}
+    out: list[str] = []
+    for label in found:
+        clean = re.sub(r"[^\w.\-]", "_", label) or "x"
+        count = used[clean] = used.get(clean, 0) + 1
+        out.append(clean if count == 1 else f"{clean}.{count - 1}")
+    return out
+
+
+def _cell(cell: Any) -> Any:  # noqa: ANN401
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None
+
+
+def _token(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, (mx.array, QuantizedTensor)):
+        return id(value)
+    if isinstance(value, (bool, int, float, str)):
+        return type(value), repr(value)
+    return None
+
+
+def _global_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The global names that the function's code, and the code inside it, mentions."""
+    code = getattr(function, "__code__", None)
+    names: dict[str, None] = {}
+    stack: list[CodeType] = [code] if isinstance(code, CodeType) else []
+    while stack:
+        current = stack.pop()
+        names.update(dict.fromkeys(current.co_names))
+        stack += [c for c in current.co_consts if isinstance(c, CodeType)]
+    module: dict[str, Any] = getattr(function, "__globals__", {})
+    return tuple(n for n in names if not callable(module.get(n)) and not inspect.ismodule(module.get(n)))
+
+
+@overload
+def jit(function: Callable[..., Any], /) -> JitFunction: ...
+@overload
+def jit(
+    *, pipeline: str | None = None, strict: bool = False, maxsize: int = 256
+) -> Callable[[Callable[..., Any]], JitFunction]: ...
+def jit(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    pipeline: str | None = None,
+    strict: bool = False,
+    maxsize: int = 256,
+) -> Any:
+    """Compile a function of arrays, QuantizedTensors and trees of them.
+
+    Arrays and QuantizedTensors are traced; everything else in the arguments (numbers, strings, None) is
+    static: another value makes another program. Programs are shared by all arguments of equal types, and
+    the least recently used one is dropped beyond `maxsize`. The call returns unevaluated MLX arrays and
+    composes with mx.grad, mx.value_and_grad and, without quantized operands, mx.vmap.
+
+    `pipeline` replaces the default passes (`qg.rewrite.DEFAULT`); `strict` raises StrictError where a
+    quantized operand would be unpacked. Errors: TraceError for what cannot be traced, with the line.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> @qg.jit
+    ... def layer(x, w):
+    ...     return qg.silu(x @ w.T)
+    >>> w = qg.quantize(mx.ones((32, 64)))
+    >>> layer(mx.ones((2, 64)), w).shape
+    (2, 32)
+    >>> layer.cache_info().misses
+    1
+    """
+    text = pipeline or DEFAULT
+    if strict:
+        text = re.sub(r"legalize(\{\})?(?!\{)", "legalize{strict=true}", text)
+    if function is None:
+        return partial(_make, text=text, maxsize=maxsize)
+    return _make(function, text, maxsize)
+
+
+def _make(function: Callable[..., Any], text: str, maxsize: int) -> JitFunction:
+    return JitFunction(function, Pipeline.parse(text), maxsize)
+
+
+@cache
+def _default_pipeline() -> Pipeline:
+    return Pipeline.parse(DEFAULT)
+
+
+# Eager ops on packed operands run as a graph of one node, under the same passes.
+EAGER.rewrite = lambda graph: _default_pipeline().run(graph).graph

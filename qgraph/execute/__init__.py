@@ -1,0 +1,1 @@
+"""Running graphs: emission to MLX, programs, eager mode, and the NumPy reference."""

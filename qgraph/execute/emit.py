@@ -1,0 +1,127 @@
+"""Emission: a graph as one flat Python function of MLX calls.
+
+Inputs and results are flat lists of arrays; a quantized value takes several places (packed, scales,
+biases). The source is what runs, and is meant to be read: ``f.source(*args)`` prints it.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass
+
+from qgraph._errors import QGraphError
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.op import Constant, Input, Operand, Storage
+from qgraph.ir.text import comment, names_of
+from qgraph.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Source of a function ``program``, and what it takes."""
+
+    source: str
+    arity: int  # flat arrays that the graph's inputs take
+    constants: tuple[tuple[str, str], ...]  # name and MLX expression, made once
+
+
+class _Writer:
+    """Names for values, lines of the body."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.lines: list[str] = []
+        self.constants: list[tuple[str, str]] = []
+        self.names: dict[Value, Operand] = {}
+        self.taken: set[str] = {"mx", "program"}
+        self.labels = names_of(graph)
+
+    def fresh(self, label: str) -> str:
+        """A Python identifier for `label`, not yet taken."""
+        base = re.sub(r"\W", "_", label) or "v"
+        base = f"_{base}" if base[0].isdigit() or keyword.iskeyword(base) else base
+        name, n = base, 1
+        while name in self.taken:
+            name, n = f"{base}_{n}", n + 1
+        self.taken.add(name)
+        return name
+
+    def place(self, value: Value) -> Operand:
+        """Fresh names for the storage of `value`."""
+        packing = value.type.packing
+        label = self.labels[value]
+        if packing is None:
+            return self.fresh(label)
+        return Storage(**{part: self.fresh(f"{label}_{part}") for part in packing.components})
+
+    def node(self, node: Node) -> None:
+        """Append the statements of one node."""
+        if isinstance(node.op, Constant):
+            name = self.fresh(self.labels[node.outputs[0]])
+            self.constants.append((name, node.op.emit((), (), node.types)))  # pyright: ignore[reportArgumentType]
+            self.names[node.outputs[0]] = name
+            return
+        operands = tuple(self.names[v] for v in node.inputs)
+        result = node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
+        if len(node.outputs) == 1 and result in operands:
+            self.names[node.outputs[0]] = result  # a view that moves nothing
+            return
+        if isinstance(result, Storage):
+            self.storage(node, result)
+            return
+        places = [self.place(v) for v in node.outputs]
+        self.names.update(zip(node.outputs, places, strict=True))
+        targets = [n for p in places for n in (p.parts() if isinstance(p, Storage) else (p,))]
+        self.line(f"{', '.join(targets)} = {result}", node)
+
+    def storage(self, node: Node, result: Storage) -> None:
+        """A packed result given component by component."""
+        value = node.outputs[0]
+        place = self.place(value)
+        assert isinstance(place, Storage)
+        self.names[value] = place
+        for target, expression in zip(place.parts(), result.parts(), strict=True):
+            self.line(f"{target} = {expression}", node)
+
+    def line(self, text: str, node: Node) -> None:
+        """One statement with the user's line behind it."""
+        note = comment(node)
+        self.lines.append(f"    {text}" + (f"  # {note}" if note else ""))
+
+
+def flat(operand: Operand) -> tuple[str, ...]:
+    """The names that store a value."""
+    return operand.parts() if isinstance(operand, Storage) else (operand,)
+
+
+def components(type: TensorType) -> int:
+    """How many flat arrays a value of `type` takes."""
+    return len(type.packing.components) if type.packing else 1
+
+
+def emit(graph: Graph) -> Emitted:
+    """The source of `graph`, which must be legal for MLX (see the legalize pass)."""
+    writer = _Writer(graph)
+    for value in graph.inputs:
+        writer.names[value] = writer.place(value)
+    arguments = [n for v in graph.inputs for n in flat(writer.names[v])]
+    for node in graph.nodes:
+        if not isinstance(node.op, Input):
+            _check_legal(node)
+            writer.node(node)
+    results = [n for v in graph.outputs for n in flat(writer.names[v])]
+    returned = f"    return ({', '.join(results)}{',' if len(results) == 1 else ''})"
+    head = f"def program({', '.join(arguments)}):"
+    constants = [f"{name} = {text}" for name, text in writer.constants]
+    source = "\n".join([*constants, *([""] if constants else []), head, *writer.lines, returned, ""])
+    return Emitted(source, len(arguments), tuple(writer.constants))
+
+
+def _check_legal(node: Node) -> None:
+    for v in node.inputs:
+        if v.type.packing is not None and not node.op.packed:
+            raise QGraphError(
+                f"{node.op.name} cannot read the packed operand {v.type}",
+                fix="put `legalize` into the pipeline: it dequantizes such operands and reports why",
+            )

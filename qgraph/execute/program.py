@@ -1,0 +1,91 @@
+"""Programs: emitted source, loaded and wrapped in `mx.compile` where that pays."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph.execute.emit import Emitted, emit
+from qgraph.ir.graph import Graph
+
+Flat = Callable[..., tuple[mx.array, ...]]
+
+
+class Program:
+    """A runnable graph: call it with flat arrays, get flat arrays, unevaluated."""
+
+    __slots__ = ("emitted", "graph", "run")
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.emitted = emit(graph)
+        function = load(self.emitted)
+        self.run: Flat = mx.compile(function) if compiling() else function
+
+    @property
+    def source(self) -> str:
+        """The Python source that runs."""
+        return self.emitted.source
+
+
+def load(emitted: Emitted) -> Flat:
+    """The function that `emitted` defines, its constants made."""
+    namespace: dict[str, Any] = {"mx": mx}
+    exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)  # noqa: S102
+    constants = [namespace[name] for name, _ in emitted.constants]
+    if constants and not _in_transformation(constants):
+        mx.eval(*constants)
+    return namespace["program"]
+
+
+def _in_transformation(arrays: list[mx.array]) -> bool:
+    """Whether MLX refuses to evaluate because a compile or vmap is being traced."""
+    try:
+        mx.eval(arrays[0])
+    except ValueError:
+        return True
+    return False
+
+
+def compiling() -> bool:
+    """Whether programs go through `mx.compile` on the default device.
+
+    ``QGRAPH_COMPILE=1`` and ``=0`` decide it. Unset: yes on a GPU; no on a CPU, where MLX runs a C++
+    compiler for about half a second for every fused kernel that it has not met.
+    """
+    wanted = os.environ.get("QGRAPH_COMPILE", "")
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    if wanted not in ("", "auto"):
+        return wanted != "0" and (on_gpu or cpu_kernels_are_safe())
+    return on_gpu
+
+
+@cache
+def cpu_kernels_are_safe() -> bool:
+    """Whether MLX's CPU kernel folder is ours alone; warns once when it is not.
+
+    MLX loads libraries from ``TMPDIR/mlx`` without asking who wrote them.
+    """
+    if which("g++") is None and which("c++") is None:
+        return False
+    folder = Path(tempfile.gettempdir()) / "mlx"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if hasattr(os, "getuid") and stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+        return True
+    warnings.warn(
+        f"{folder} belongs to another user; programs run without mx.compile. Fix: set TMPDIR to a private folder",
+        stacklevel=2,
+    )
+    return False

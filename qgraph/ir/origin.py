@@ -1,0 +1,126 @@
+"""Where a node came from: the user's line, the module scope, and the rewrites that made it."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from os import path
+from types import CodeType
+from typing import NamedTuple
+
+_LIBRARY = path.dirname(path.dirname(path.abspath(__file__)))
+
+
+class Step(NamedTuple):
+    """One rewrite in a node's history."""
+
+    pass_name: str
+    rule: str
+    ordinal: int  # of the rewrite within the whole pipeline: QGRAPH_FUEL counts the same
+
+    def __str__(self) -> str:
+        return f"{self.pass_name}#{self.ordinal}"
+
+
+class Source:
+    """A line of the user's code, captured as (code, offset) and read only when it is shown."""
+
+    def __init__(self, code: CodeType | None, offset: int) -> None:
+        self._code = code
+        self._offset = offset
+
+    @property
+    def known(self) -> bool:
+        """Whether a frame outside qgraph was found."""
+        return self._code is not None
+
+    @cached_property
+    def line(self) -> int:
+        """The line number, 0 when unknown."""
+        if self._code is None:
+            return 0
+        positions = list(self._code.co_positions())
+        return positions[self._offset // 2][0] or 0
+
+    @property
+    def file(self) -> str:
+        """The file's path as Python knows it."""
+        return self._code.co_filename if self._code else ""
+
+    @property
+    def function(self) -> str:
+        """The qualified name of the function."""
+        return self._code.co_qualname if self._code else ""
+
+    @property
+    def text(self) -> str:
+        """The line itself, stripped."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        """``model.py:88``, or that it is unknown."""
+        return f"{path.basename(self.file)}:{self.line}" if self._code else "unknown line"
+
+    def sentence(self) -> str:
+        """``model.py:41 in attention:  q = x @ wq.T`` for error messages."""
+        if self._code is None:
+            return str(self)
+        text = self.text
+        return f"{self} in {self.function}" + (f":  {text}" if text else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Provenance of a node. Never part of its identity."""
+
+    sources: tuple[Source, ...] = ()
+    scope: str = ""
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def source(self) -> Source:
+        """The first line, or an unknown one."""
+        return self.sources[0] if self.sources else UNKNOWN
+
+
+UNKNOWN = Source(None, 0)
+NOWHERE = Origin()
+
+_library_code: dict[CodeType, bool] = {}
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether `code` belongs to qgraph itself and is not a line to show to the user."""
+    known = _library_code.get(code)
+    if known is None:
+        known = path.abspath(code.co_filename).startswith(_LIBRARY + path.sep) or code.co_filename.startswith("<")
+        _library_code[code] = known
+    return known
+
+
+def user_source(depth: int = 2) -> Source:
+    """The innermost frame outside qgraph, `depth` frames up or more."""
+    frame = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        if not is_library(frame.f_code):
+            return Source(frame.f_code, frame.f_lasti)
+        frame = frame.f_back
+    return UNKNOWN
+
+
+def merge_origins(origins: list[Origin], step: Step) -> Origin:
+    """The origin of what replaced nodes of `origins`: all their lines, their common scope, one step more."""
+    sources: dict[Source, None] = {}
+    steps: dict[Step, None] = {}
+    for origin in origins:
+        sources.update(dict.fromkeys(origin.sources))
+        steps.update(dict.fromkeys(origin.steps))
+    scopes = [o.scope.split(".") for o in origins if o.scope]
+    common: list[str] = []
+    for parts in zip(*scopes, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return Origin(tuple(sources), ".".join(common), (*steps, step))

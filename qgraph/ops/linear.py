@@ -1,0 +1,204 @@
+"""Contractions. `dot` is the one op (NumPy's matmul); the rest is normalized to views around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import promote
+from qgraph.ir.op import Op, Types
+from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
+from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
+from qgraph.ops.elementwise import add, multiply
+from qgraph.ops.shape import reshape, swapaxes, transpose
+
+_STORED = "make both inner axes equal; for a weight stored (out, in), pass its .T"
+
+
+def matmul_shape(a: Shape, b: Shape) -> Shape:
+    """The shape of NumPy's matmul; ShapeError where the operands do not fit.
+
+    >>> matmul_shape((5, 1, 64), (3, 64, 8))
+    Traceback (most recent call last):
+    ...
+    qgraph._errors.ShapeError: dot: batch axes (5,) and (3,) do not broadcast
+    """
+    if not a or not b:
+        raise ShapeError(f"dot: operands of shape {a} and {b}; a scalar cannot be contracted")
+    row, column = a[-1], b[-2] if len(b) > 1 else b[0]
+    if row != column:
+        at = "-2" if len(b) > 1 else "-1"
+        raise ShapeError(
+            f"dot: inner sizes differ, {row} (lhs axis -1) and {column} (rhs axis {at})", fix=_STORED
+        )
+    try:
+        batch = broadcast_shapes(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else ()
+    except ShapeError:
+        raise ShapeError(f"dot: batch axes {a[:-2]} and {b[:-2]} do not broadcast") from None
+    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+
+
+@dataclass(frozen=True)
+class Dot(Op):
+    """Matrix product with NumPy's matmul meaning: contracts lhs axis -1 with rhs axis -2."""
+
+    name = "dot"
+    mlx = "mx.matmul({0}, {1})"
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        """Matmul's shape; the promoted dtype, which must be a float."""
+        dtype = promote(a.dtype, b.dtype)
+        if not (dtype.is_float or dtype.is_complex):
+            raise DTypeError(f"dot: {a.dtype} by {b.dtype} has no float operand", fix="cast one with .astype")
+        return TensorType(matmul_shape(a.shape, b.shape), dtype)
+
+    reference = staticmethod(np.matmul)
+
+    def flops(self, inputs: Types, outputs: Types) -> int:
+        """One multiplication and one addition per term."""
+        return 2 * prod(outputs[0].shape) * inputs[0].shape[-1]
+
+
+@frontend
+def dot(a: ArrayLike, b: ArrayLike) -> Array:
+    """``a @ b`` for arrays of any rank, either of them quantized.
+
+    Shape: NumPy's matmul.  Dtype: the promoted one.  Errors: ShapeError when inner sizes differ.
+    Source: mlx.core.matmul, mlx.core.quantized_matmul.
+    """
+    return apply(Dot(), operand(a), operand(b))
+
+
+matmul = dot
+
+
+def inner(a: ArrayLike, b: ArrayLike) -> Array:
+    """Contract the last axes of `a` and `b`.  Source: mlx.core.inner."""
+    a, b = operand(a), operand(b)
+    if not shape_of(a) or not shape_of(b):
+        return multiply(a, b)
+    return tensordot(a, b, [[-1], [-1]])
+
+
+def outer(a: ArrayLike, b: ArrayLike) -> Array:
+    """All products of elements of `a` and `b`, flattened.  Source: mlx.core.outer."""
+    return multiply(reshape(a, (-1, 1)), reshape(b, (1, -1)))
+
+
+def vecdot(a: ArrayLike, b: ArrayLike, axis: int = -1) -> Array:
+    """The dot products of vectors along `axis`, broadcast.  Source: mlx.core.vecdot."""
+    from qgraph.ops.shape import moveaxis
+
+    a, b = moveaxis(a, axis, -1), moveaxis(b, axis, -1)
+    rows, columns = reshape(a, (*shape_of(a)[:-1], 1, -1)), reshape(b, (*shape_of(b), 1))
+    out = dot(rows, columns)
+    return reshape(out, shape_of(out)[:-2])
+
+
+def addmm(c: ArrayLike, a: ArrayLike, b: ArrayLike, /, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    """``alpha * (a @ b) + beta * c``.  Source: mlx.core.addmm."""
+    product = dot(a, b)
+    scaled = product if alpha == 1.0 else multiply(product, alpha)
+    return add(scaled, c if beta == 1.0 else multiply(c, beta))
+
+
+def tensordot(a: ArrayLike, b: ArrayLike, axes: int | Sequence[Sequence[int]] = 2) -> Array:
+    """Contract the listed axes of `a` with those of `b`.  Source: mlx.core.tensordot."""
+    a, b = operand(a), operand(b)
+    sa, sb = shape_of(a), shape_of(b)
+    if isinstance(axes, int):
+        ia, ib = list(range(len(sa) - axes, len(sa))), list(range(axes))
+    else:
+        ia, ib = ([normalize_axis(x, len(s)) for x in ax] for ax, s in zip(axes, (sa, sb), strict=True))
+    if len(ia) != len(ib) or [sa[i] for i in ia] != [sb[i] for i in ib]:
+        raise ShapeError(f"tensordot: axes {ia} of {sa} do not pair with axes {ib} of {sb}")
+    return _contract(a, b, [], [], ia, ib)
+
+
+def _contract(
+    a: ArrayLike, b: ArrayLike, ba: list[int], bb: list[int], ia: list[int], ib: list[int]
+) -> Array:
+    """Contract ia with ib, ba and bb being batch axes; result: batch, free of a, free of b."""
+    sa, sb = shape_of(a), shape_of(b)
+    fa = [i for i in range(len(sa)) if i not in (*ba, *ia)]
+    fb = [i for i in range(len(sb)) if i not in (*bb, *ib)]
+    batch, inner_size = [sa[i] for i in ba], prod(sa[i] for i in ia)
+    free_a, free_b = [sa[i] for i in fa], [sb[i] for i in fb]
+    lhs = reshape(transpose(a, [*ba, *fa, *ia]), [*batch, prod(free_a), inner_size])
+    rhs = _right(b, bb, ib, fb, batch, inner_size)
+    return reshape(dot(lhs, rhs), [*batch, *free_a, *free_b])
+
+
+def _right(b: ArrayLike, bb: list[int], ib: list[int], fb: list[int], batch: list[int], k: int) -> Array:
+    """The right operand as (batch, k, free): by way of (batch, free, k) when it is stored that way."""
+    sb = shape_of(b)
+    n = prod(sb[i] for i in fb)
+    if ib and fb and ib[-1] > fb[-1]:
+        return swapaxes(reshape(transpose(b, [*bb, *fb, *ib]), [*batch, n, k]), -1, -2)
+    return reshape(transpose(b, [*bb, *ib, *fb]), [*batch, k, n])
+
+
+def einsum(subscripts: str, *operands: ArrayLike) -> Array:
+    """Einstein summation, contracted from left to right.
+
+    Every index may stand once in an operand; ``...`` is not supported.  Source: mlx.core.einsum.
+    """
+    from qgraph.ops.reduce import sum as reduce_sum
+
+    terms, out = _parse_einsum(subscripts, [len(shape_of(operand(x))) for x in operands])
+    current, labels = operand(operands[0]), terms[0]
+    for i in range(1, len(terms)):
+        later = set("".join(terms[i + 1 :])) | set(out)
+        current, labels = _einsum_pair(current, labels, operand(operands[i]), terms[i], later)
+    drop = tuple(i for i, c in enumerate(labels) if c not in out)
+    if drop:
+        current, labels = reduce_sum(current, drop), "".join(c for c in labels if c in out)
+    return transpose(current, [labels.index(c) for c in out])
+
+
+def _parse_einsum(subscripts: str, ranks: list[int]) -> tuple[list[str], str]:
+    text = subscripts.replace(" ", "")
+    left, arrow, out = text.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    for term, rank in zip(terms, ranks, strict=False):
+        if len(set(term)) != len(term) or not term.isalpha() * bool(term) and term:
+            raise ShapeError(f"einsum: cannot read {term!r} in {subscripts!r}", fix="one letter per axis, no repeats")
+        if len(term) != rank:
+            raise ShapeError(f"einsum: {term!r} names {len(term)} axes of an operand of rank {rank}")
+    if len(terms) != len(ranks) or not set(out) <= set(left):
+        raise ShapeError(f"einsum: {subscripts!r} does not fit {len(ranks)} operands")
+    return terms, out
+
+
+def _einsum_pair(a: ArrayLike, la: str, b: ArrayLike, lb: str, later: set[str]) -> tuple[Array, str]:
+    from qgraph.ops.reduce import sum as reduce_sum
+
+    alone = tuple(i for i, c in enumerate(lb) if c not in later and c not in la)
+    if alone:
+        b, lb = reduce_sum(b, alone), "".join(c for i, c in enumerate(lb) if i not in alone)
+    alone = tuple(i for i, c in enumerate(la) if c not in later and c not in lb)
+    if alone:
+        a, la = reduce_sum(a, alone), "".join(c for i, c in enumerate(la) if i not in alone)
+    shared = [c for c in la if c in lb]
+    for c in shared:
+        sizes = shape_of(a)[la.index(c)], shape_of(b)[lb.index(c)]
+        if sizes[0] != sizes[1]:
+            raise ShapeError(f"einsum: index {c!r} has sizes {sizes[0]} and {sizes[1]}")
+    batch, inner_axes = [c for c in shared if c in later], [c for c in shared if c not in later]
+    out = _contract(
+        a,
+        b,
+        [la.index(c) for c in batch],
+        [lb.index(c) for c in batch],
+        [la.index(c) for c in inner_axes],
+        [lb.index(c) for c in inner_axes],
+    )
+    rest = [c for c in la if c not in shared] + [c for c in lb if c not in shared]
+    return out, "".join(batch + rest)

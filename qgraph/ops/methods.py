@@ -1,0 +1,116 @@
+"""Operators and methods of traced values and QuantizedTensors: each is the function of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph.ops import elementwise as e
+from qgraph.ops import indexing, linear, reduce, shape
+from qgraph.ops.dispatch import Array, ArrayLike
+from qgraph.quant import QuantizedTensor
+
+# Every method is the function of the same name in `qg`, with the array first.
+_SAME_NAME: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (
+        *(e.abs, e.exp, e.log, e.log2, e.log10, e.log1p, e.sqrt, e.rsqrt, e.reciprocal, e.sin, e.cos, e.square),
+        *(e.round, e.astype),
+        *(shape.transpose, shape.reshape, shape.flatten, shape.squeeze, shape.swapaxes, shape.moveaxis, shape.split),
+        *(reduce.sum, reduce.mean, reduce.max, reduce.min, reduce.prod, reduce.var, reduce.std, reduce.all),
+        *(reduce.any, reduce.argmax, reduce.argmin, reduce.cumsum, reduce.logsumexp),
+    )
+}
+
+
+def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda self, other: function(other, self)
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "__neg__": e.negative,
+    "__abs__": e.abs,
+    "__invert__": e.logical_not,
+    "__eq__": e.equal,
+    "__ne__": e.not_equal,
+    "__lt__": e.less,
+    "__le__": e.less_equal,
+    "__gt__": e.greater,
+    "__ge__": e.greater_equal,
+}
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": e.add,
+    "sub": e.subtract,
+    "mul": e.multiply,
+    "truediv": e.divide,
+    "floordiv": e.floor_divide,
+    "mod": e.remainder,
+    "pow": e.power,
+    "and": e.bitwise_and,
+    "or": e.bitwise_or,
+    "xor": e.bitwise_xor,
+    "lshift": e.left_shift,
+    "rshift": e.right_shift,
+    "matmul": linear.dot,
+}
+for _name, _function in _BINARY.items():
+    _OPERATORS[f"__{_name}__"] = _function
+    _OPERATORS[f"__r{_name}__"] = _reflected(_function)
+
+
+class ArrayMethods:
+    """What an array can do, in terms of the `qg` functions. Subclasses give shape and dtype."""
+
+    __slots__ = ()
+
+    @property
+    def T(self) -> Array:  # noqa: N802  (NumPy's and MLX's name)
+        """All axes reversed."""
+        return shape.transpose(self)
+
+    @property
+    def at(self) -> indexing.At:
+        """``x.at[index].add(v)``, ``.set(v)`` …: an updated copy."""
+        return indexing.At(self)
+
+    def __getitem__(self, index: Any) -> Array:  # noqa: ANN401
+        return indexing.getitem(self, index)
+
+    def transpose(self, *axes: Any) -> Array:  # noqa: ANN401
+        """Reorder axes; all reversed without arguments."""
+        given: Sequence[int] | None = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        return shape.transpose(self, given or None)
+
+    def reshape(self, *sizes: Any) -> Array:  # noqa: ANN401
+        """Another shape, as numbers or as one sequence."""
+        return shape.reshape(self, sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+
+    def item(self) -> Any:  # noqa: ANN401
+        """The one element as a Python number; refused in a trace."""
+        raise NotImplementedError
+
+
+def _attach(cls: Any, names: dict[str, Callable[..., Any]]) -> None:  # noqa: ANN401
+    for name, function in names.items():
+        if name not in cls.__dict__:
+            setattr(cls, name, _method(function))
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return function(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = function.__name__, function.__doc__
+    return method
+
+
+_attach(ArrayMethods, {**_SAME_NAME, **_OPERATORS})
+# A QuantizedTensor compares and hashes by identity, as a value of a dictionary of weights should.
+_COMPARISONS = {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
+_attach(QuantizedTensor, {**_SAME_NAME, **{k: f for k, f in _OPERATORS.items() if k not in _COMPARISONS}})
+for _shared in ("T", "at", "__getitem__", "transpose", "reshape"):
+    setattr(QuantizedTensor, _shared, ArrayMethods.__dict__[_shared])
+
+__all__ = ["ArrayLike", "ArrayMethods", "mx"]

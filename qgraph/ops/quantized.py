@@ -1,0 +1,336 @@
+"""Ops that read packed storage: the targets of the rewrites.
+
+`quantized_matmul` and its kin take a quantized value as one operand; what MLX wants as words, scales and
+biases appears only when they are emitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import F32, U8, promote
+from qgraph.ir.op import Op, Operand, Storage, Types, literal
+from qgraph.ir.types import Packing, TensorType, broadcast_shapes
+from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
+from qgraph.ops.shape import Transpose
+from qgraph.quant import Quantization
+
+# MLX divides nvfp4's global scale by the largest values of its two formats, 448 (e4m3) and 6 (e2m1).
+GLOBAL_SCALE_DIVISOR = 448 * 6
+
+
+def scheme_arguments(q: Quantization) -> str:
+    """The keyword arguments by which MLX's functions name a scheme."""
+    return f"group_size={q.group_size}, bits={q.bits}, mode={q.mode!r}"
+
+
+def stored(op: str, w: TensorType) -> Packing:
+    """The packing of an operand that must be stored as it stands."""
+    if w.packing is None:
+        raise DTypeError(f"{op}: the weight is not quantized ({w})", fix="use qg.dot, or qg.quantize it first")
+    if w.packing.axis != -1:
+        raise ShapeError(f"{op}: groups run along axis {w.packing.axis}", fix="pass the weight untransposed")
+    return w.packing
+
+
+def kernel_dtype(x: TensorType, packing: Packing) -> TensorType:
+    """x's type with the dtype that MLX's quantized kernels return."""
+    if not x.dtype.is_float:
+        raise DTypeError(f"quantized_matmul: activations are {x.dtype}", fix="cast them to a float dtype")
+    dtype = promote(x.dtype, packing.scales) if packing.quantization.has_biases else x.dtype
+    return TensorType(x.shape, dtype)
+
+
+@dataclass(frozen=True)
+class QuantizedMatmul(Op):
+    """x @ w.T (transpose) or x @ w for a packed w, without unpacking it.
+
+    Dtype as MLX's kernel: affine promotes x with the scales; the fp modes keep x's.
+    """
+
+    name = "quantized_matmul"
+    packed = True
+    transpose: bool = True
+
+    def infer(self, x: TensorType, w: TensorType) -> TensorType:  # noqa: D102
+        packing = stored(self.name, w)
+        n, k = w.shape[-2:] if self.transpose else w.shape[:-3:-1]
+        if not x.shape or x.shape[-1] != k:
+            raise ShapeError(f"{self.name}: x has shape {x.shape}, the weight contracts {k}")
+        if w.ndim > 2 and x.ndim < 3:
+            # MLX would use the first matrix only, without a word.
+            raise ShapeError(f"{self.name}: x of rank {x.ndim} with a weight of rank {w.ndim}", fix="expand x")
+        batch = x.shape[:-2] if w.ndim == 2 else broadcast_shapes(x.shape[:-2], w.shape[:-2])
+        return TensorType((*batch, *x.shape[-2:-1], n), kernel_dtype(x, packing).dtype)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.quantized_matmul`; MLX's kernel dies on empty operands, so those are zeros outright."""
+        out, packing = outputs[0], stored(self.name, inputs[1])
+        if out.size == 0:
+            return f"mx.zeros({out.shape}, {literal(out.dtype)})"
+        x, w = operands
+        call = (
+            f"mx.quantized_matmul({x}, {w.packed}, {w.scales}, {w.biases}, "
+            f"transpose={self.transpose}, {scheme_arguments(packing.quantization)})"
+        )
+        return scaled(call, w, out)
+
+    def reference(self, x: Any, w: Any) -> Any:  # noqa: ANN401, D102
+        return np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w)
+
+    def flops(self, inputs: Types, outputs: Types) -> int:  # noqa: D102
+        return 2 * prod(outputs[0].shape) * inputs[0].shape[-1]
+
+
+def scaled(call: str, w: Storage, out: TensorType) -> str:
+    """The product with nvfp4's global scale, where there is one."""
+    if w.global_scale is None:
+        return call
+    return f"({call} * ({w.global_scale} / {GLOBAL_SCALE_DIVISOR})).astype({literal(out.dtype)})"
+
+
+@frontend
+def quantized_matmul(x: ArrayLike, w: ArrayLike, /, *, transpose: bool = True) -> Array:
+    """``x @ w.T`` (``x @ w`` without `transpose`) for a quantized `w`.
+
+    Shape: as dot.  Errors: DTypeError for a dense w.  Source: mlx.core.quantized_matmul.
+    """
+    return apply(QuantizedMatmul(transpose), operand(x), operand(w))
+
+
+@dataclass(frozen=True)
+class QuantizedLoraMatmul(QuantizedMatmul):
+    """quantized_matmul(x, w) + scale * (x @ a) @ b: a LoRA branch on a packed base.
+
+    Meaning in dtypes: the base as quantized_matmul; the branch is computed in the adapter's promoted
+    dtype and added there, then rounded once to the base's dtype.
+    """
+
+    name = "quantized_lora_matmul"
+
+    def infer(  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: TensorType, w: TensorType, a: TensorType, b: TensorType, scale: TensorType
+    ) -> TensorType:
+        base = super().infer(x, w)
+        if w.ndim != 2 or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+            raise ShapeError(f"{self.name}: adapters {a.shape} and {b.shape} on a weight {w.shape}")
+        if a.shape[0] != x.shape[-1] or b.shape[1] != base.shape[-1]:
+            raise ShapeError(f"{self.name}: adapters {a.shape}, {b.shape} do not fit the base {w.shape}")
+        if scale.size != 1:
+            raise ShapeError(f"{self.name}: the scale has shape {scale.shape}", fix="pass one number")
+        return base
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The base, the rank-r product scaled where it is smallest, and one `mx.addmm` for the rest."""
+        x, w, a, b, scale = operands
+        out = outputs[0]
+        if out.size == 0:
+            return f"mx.zeros({out.shape}, {literal(out.dtype)})"
+        base = super().emit((x, w), inputs[:2], outputs)
+        low = f"mx.matmul({x}, {a}) * mx.reshape({scale}, ())"
+        if out.ndim == 1:  # addmm wants matrices
+            return f"({base} + mx.matmul({low}, {b})).astype({literal(out.dtype)})"
+        return f"mx.addmm({base}, {low}, {b}).astype({literal(out.dtype)})"
+
+    def reference(self, x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:  # noqa: ANN401, D102  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().reference(x, w) + np.reshape(scale, ()) * np.matmul(np.matmul(x, a), b)
+
+    def flops(self, inputs: Types, outputs: Types) -> int:  # noqa: D102
+        rank, m = inputs[2].shape[1], prod(inputs[0].shape[:-1])
+        return super().flops(inputs, outputs) + 2 * m * rank * (inputs[2].shape[0] + inputs[3].shape[1])
+
+
+@frontend
+def quantized_lora_matmul(
+    x: ArrayLike, w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: ArrayLike, /, *, transpose: bool = True
+) -> Array:
+    """``x @ w.T + scale * (x @ a) @ b`` with a packed `w` and an adapter beside it.
+
+    Shape: a (in, r), b (r, out), one scale.  The packed words are read, never changed.
+    Source: mlx_lm.tuner.lora.LoRALinear.
+    """
+    return apply(QuantizedLoraMatmul(transpose), *map(operand, (x, w, a, b, scale)))
+
+
+@dataclass(frozen=True)
+class QuantizedTake(Op):
+    """Rows (or other slices along an axis that is not packed) of a packed value, unpacked."""
+
+    name = "quantized_take"
+    packed = True
+    axis: int = 0
+
+    def infer(self, w: TensorType, indices: TensorType) -> TensorType:  # noqa: D102
+        stored(self.name, w)
+        if not indices.dtype.is_int:
+            raise DTypeError(f"{self.name}: indices are {indices.dtype}", fix="use integer indices")
+        if not 0 <= self.axis < w.ndim - 1:
+            raise ShapeError(f"{self.name}: axis {self.axis} of rank {w.ndim} is packed or missing")
+        shape = (*w.shape[: self.axis], *indices.shape, *w.shape[self.axis + 1 :])
+        return TensorType(shape, w.dtype)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """Take from every component, then unpack what was taken."""
+        w, indices = operands
+        out = outputs[0]
+        if out.size == 0:
+            return f"mx.zeros({out.shape}, {literal(out.dtype)})"
+        taken = Storage(
+            *(f"mx.take({p}, {indices}, axis={self.axis})" if p else None for p in w[:3]), w.global_scale
+        )
+        return unpacked(taken, inputs[0])
+
+    def reference(self, w: Any, indices: Any) -> Any:  # noqa: ANN401, D102
+        return np.take(w, indices, self.axis, mode="wrap")
+
+    flops_per_element = 2
+
+
+@frontend
+def quantized_take(w: ArrayLike, indices: ArrayLike, /, *, axis: int = 0) -> Array:
+    """Take along an axis of a quantized `w`, unpacking only what is taken.
+
+    Shape: as take.  Source: mlx.nn.QuantizedEmbedding.
+    """
+    return apply(QuantizedTake(axis), operand(w), operand(indices))
+
+
+def unpacked(w: Storage, t: TensorType) -> str:
+    """Source that dequantizes storage `w` of a value of type `t`, packed axis last."""
+    assert t.packing is not None
+    scale = f", global_scale={w.global_scale}" if w.global_scale else ""
+    return (
+        f"mx.dequantize({w.packed}, {w.scales}, {w.biases}, "
+        f"{scheme_arguments(t.packing.quantization)}{scale}, dtype={literal(t.dtype)})"
+    )
+
+
+@dataclass(frozen=True)
+class Dequantize(Op):
+    """The numbers of a packed value."""
+
+    name = "dequantize"
+    packed = True
+    flops_per_element = 2
+
+    def infer(self, w: TensorType) -> TensorType:  # noqa: D102
+        if w.packing is None:
+            raise DTypeError(f"dequantize: {w} is not quantized")
+        return w.dense()
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.dequantize`, then the axes in logical order."""
+        t = inputs[0]
+        if t.size == 0:
+            return f"mx.zeros({t.shape}, {literal(t.dtype)})"
+        order = t.storage_axes
+        text = unpacked(operands[0], t)
+        if order == tuple(range(t.ndim)):
+            return text
+        return Transpose.mlx.format(text, axes=tuple(order.index(i) for i in range(t.ndim)))
+
+    def reference(self, w: Any) -> Any:  # noqa: ANN401, D102
+        return w
+
+
+@frontend
+def dequantize(w: ArrayLike) -> Array:
+    """The dense array of a quantized value, in its logical dtype.  Source: mlx.core.dequantize."""
+    return apply(Dequantize(), operand(w))
+
+
+@dataclass(frozen=True)
+class Quantize(Op):
+    """Pack a dense value in groups along its last axis."""
+
+    name = "quantize"
+    quantization: Quantization = Quantization()
+    flops_per_element = 6
+
+    def infer(self, w: TensorType, *global_scale: TensorType) -> TensorType:  # noqa: D102
+        q = self.quantization
+        if not w.dtype.is_float or w.dtype.name == "f64":
+            raise DTypeError(f"quantize: {w.dtype} cannot be packed", fix="cast to float32, float16 or bfloat16")
+        if w.ndim < 2:
+            raise ShapeError(f"quantize: a value of rank {w.ndim}", fix="reshape it to a matrix")
+        if w.shape[-1] % q.group_size or w.size == 0:
+            raise ShapeError(
+                f"quantize: the last axis of {w.shape} is not a positive multiple of group_size={q.group_size}",
+                fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
+            )
+        if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
+            raise DTypeError("quantize: a global scale is one float32 number, for nvfp4 only")
+        scales = w.dtype if q.has_biases else U8
+        return TensorType(w.shape, w.dtype, Packing(q, scales, -1, bool(global_scale)))
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """One call that gives all components."""
+        arguments = scheme_arguments(self.quantization)
+        if len(operands) == 1:
+            return f"mx.quantize({operands[0]}, {arguments})"
+        w, scale = operands
+        return f"(*mx.quantize({w}, {arguments}, global_scale={scale}), {scale})"
+
+    def reference(self, w: Any, *global_scale: Any) -> Any:  # noqa: ANN401
+        """The numbers after rounding to the grid."""
+        from qgraph.ops.formats import round_to_grid
+
+        return round_to_grid(w, self.quantization, *global_scale)
+
+
+def quantize(
+    w: ArrayLike,
+    /,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    global_scale: ArrayLike | None = None,
+) -> Any:  # noqa: ANN401
+    """Pack `w` in groups along its last axis: a QuantizedTensor (in a trace, a quantized value).
+
+    Shape: rank >= 2, last axis a multiple of group_size.  Dtype: float32, float16 or bfloat16, kept as
+    the logical dtype.  Errors: ShapeError, DTypeError.  Source: mlx.core.quantize.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.quantize(mx.ones((8, 64)), bits=4, group_size=32).quantization.bits
+    4
+    """
+    defaults = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+    default_bits, default_group = defaults.get(mode, (4, 64))
+    q = Quantization(
+        bits=default_bits if bits is None else bits,
+        group_size=default_group if group_size is None else group_size,
+        mode=mode,  # pyright: ignore[reportArgumentType]  (Quantization checks it)
+    )
+    extra = [] if global_scale is None else [operand(global_scale, F32)]
+    return apply(Quantize(q), operand(w), *extra)
+
+
+@dataclass(frozen=True)
+class Contiguous(Op):
+    """The same value with its storage in row-major order: what the GPU kernels read."""
+
+    name = "contiguous"
+    packed = True
+    mlx = "mx.contiguous({0})"
+
+    def infer(self, w: TensorType) -> TensorType:  # noqa: D102
+        return w
+
+    def carry(self, w: TensorType) -> Packing | str:  # noqa: D102
+        return w.packing or "the operand is dense"
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.contiguous` of every component."""
+        if outputs[0].packing is None:
+            return super().emit(operands, inputs, outputs)
+        return Storage(*(f"mx.contiguous({p})" if p else None for p in operands[0]))
+
+    def reference(self, w: Any) -> Any:  # noqa: ANN401, D102
+        return w

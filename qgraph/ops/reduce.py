@@ -1,0 +1,400 @@
+"""Reductions over axes, and the ops that run along them: softmax, arg-reductions, cumulative ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod as product
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import BOOL, F32, I8, I16, I32, U8, U16, U32, DType, floating
+from qgraph.ir.op import Op, Types
+from qgraph.ir.types import TensorType, normalize_axis
+from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of, type_of
+from qgraph.ops.elementwise import Rule, boolean, same
+
+Axis = int | Sequence[int] | None
+
+
+def accumulating(dtype: DType) -> DType:
+    """The dtype in which MLX adds and multiplies: 32 bits at least for integers."""
+    if dtype in (U8, U16):
+        return U32
+    return I32 if dtype in (BOOL, I8, I16) else dtype
+
+
+def real_floating(dtype: DType) -> DType:
+    """The float dtype of a variance: complex numbers vary by a real number."""
+    return dtype if dtype.is_float else F32
+
+
+def numpy_accumulator(x: Any) -> Any:
+    """`accumulating` for the arrays of the reference."""
+    kind = np.asarray(x).dtype
+    if kind == np.bool_ or (kind.kind == "i" and kind.itemsize < 4):
+        return np.int32
+    return np.uint32 if kind.kind == "u" and kind.itemsize < 4 else kind
+
+
+@dataclass(frozen=True)
+class Reduction(Op):
+    """One number for all elements along `axes`."""
+
+    axes: tuple[int, ...] = ()
+    keepdims: bool = False
+    rule: ClassVar[Rule] = staticmethod(same)
+    has_identity: ClassVar[bool] = True  # whether it has a value for no elements
+
+    def infer(self, x: TensorType) -> TensorType:
+        """The shape without `axes`; the dtype by the rule."""
+        if not self.has_identity and 0 in (x.shape[i] for i in self.axes) and 0 not in self.result(x):
+            raise ShapeError(
+                f"{self.name}: axes {self.axes} of {x.shape} have no elements", fix="reduce axes with elements"
+            )
+        return TensorType(self.result(x), type(self).rule(x.dtype))
+
+    def result(self, x: TensorType) -> tuple[int, ...]:
+        """The shape of the result."""
+        for axis in self.axes:
+            normalize_axis(axis, x.ndim)
+        if self.keepdims:
+            return tuple(1 if i in self.axes else s for i, s in enumerate(x.shape))
+        return tuple(s for i, s in enumerate(x.shape) if i not in self.axes)
+
+    def flops(self, inputs: Types, outputs: Types) -> int:
+        """One operation for every element read."""
+        return self.flops_per_element * inputs[0].size
+
+
+def _reduction(
+    name: str,
+    meaning: str,
+    reference: Callable[..., Any],
+    rule: Rule = same,
+    flops: int = 1,
+    has_identity: bool = True,
+) -> Callable[..., Array]:
+    """Declare the reduction `name` and give its public function."""
+
+    def meaning_in_numpy(self: Reduction, x: Any) -> Any:
+        return reference(x, self.axes, self.keepdims)
+
+    body = {
+        "name": name,
+        "reference": meaning_in_numpy,
+        "rule": staticmethod(rule),
+        "mlx": f"mx.{name}({{0}}, axis={{axes}}, keepdims={{keepdims}})",
+        "flops_per_element": flops,
+        "has_identity": has_identity,
+        "__module__": __name__,
+    }
+    kind = cast(type[Reduction], dataclass(frozen=True)(type(name.title(), (Reduction,), body)))
+
+    def function(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False) -> Array:
+        a = operand(a)
+        return apply(kind(_axes(axis, a), keepdims), a)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"{meaning} along `axis` (None: all axes).\n\n    Shape: a's without the axes; `keepdims` leaves them "
+        f"as 1.  Errors: ShapeError for an axis out of range.\n    Source: mlx.core.{name}.\n    "
+    )
+    return frontend(function)
+
+
+def _axes(axis: Axis, a: ArrayLike) -> tuple[int, ...]:
+    return as_axes(axis if axis is None or isinstance(axis, int) else tuple(axis), len(shape_of(a)))
+
+
+def _sum(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.sum(x, axes, numpy_accumulator(x), keepdims=keepdims)
+
+
+def _prod(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.prod(x, axes, numpy_accumulator(x), keepdims=keepdims)
+
+
+def _mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    count = product(np.shape(x)[i] for i in axes)
+    total = np.sum(x, axes, np.result_type(np.asarray(x).dtype, np.float64), keepdims=keepdims)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.true_divide(total, count)
+
+
+def _max(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.max(x, axes, keepdims=keepdims)
+
+
+def _min(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.min(x, axes, keepdims=keepdims)
+
+
+def _all(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.all(x, axes, keepdims=keepdims)
+
+
+def _any(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return np.any(x, axes, keepdims=keepdims)
+
+
+def _logsumexp(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    x = np.asarray(x, np.float64)
+    top = np.max(x, axes, keepdims=True, initial=-np.inf)
+    shift = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        out = shift + np.log(np.sum(np.exp(x - shift), axes, keepdims=True))
+    return out if keepdims else np.squeeze(out, axes)
+
+
+sum = _reduction("sum", "The sum", _sum, accumulating)
+mean = _reduction("mean", "The mean", _mean, floating)
+prod = _reduction("prod", "The product", _prod, accumulating)
+max = _reduction("max", "The largest element", _max, has_identity=False)
+min = _reduction("min", "The smallest element", _min, has_identity=False)
+all = _reduction("all", "Whether every element is nonzero", _all, boolean)
+any = _reduction("any", "Whether some element is nonzero", _any, boolean)
+logsumexp = _reduction("logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10)
+
+
+@dataclass(frozen=True)
+class Variance(Reduction):
+    """The mean squared distance from the mean, with the divisor n - ddof."""
+
+    name = "var"
+    mlx = "mx.var({0}, axis={axes}, keepdims={keepdims}, ddof={ddof})"
+    rule = staticmethod(real_floating)
+    flops_per_element = 4
+    ddof: int = 0
+
+    def reference(self, x: Any) -> Any:
+        """NaN where n - ddof is not positive, as in MLX."""
+        return self._variance(np.asarray(x, np.float64))
+
+    def _variance(self, x: Any) -> Any:
+        count = product(x.shape[i] for i in self.axes)
+        if count == 0:
+            return np.full(np.sum(x, self.axes, keepdims=self.keepdims).shape, np.nan)
+        total = np.sum(np.square(x - np.mean(x, self.axes, keepdims=True)), self.axes, keepdims=self.keepdims)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.true_divide(total, count - self.ddof if count > self.ddof else 0)
+
+
+@dataclass(frozen=True)
+class Deviation(Variance):
+    """The square root of the variance."""
+
+    name = "std"
+    mlx = "mx.std({0}, axis={axes}, keepdims={keepdims}, ddof={ddof})"
+
+    def reference(self, x: Any) -> Any:
+        """The root of the variance."""
+        return np.sqrt(super().reference(x))
+
+
+@frontend
+def var(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Array:
+    """The variance along `axis` (None: all axes), divided by n - ddof.  Source: mlx.core.var."""
+    a = operand(a)
+    return apply(Variance(_axes(axis, a), keepdims, ddof), a)
+
+
+@frontend
+def std(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Array:
+    """The standard deviation along `axis` (None: all axes).  Source: mlx.core.std."""
+    a = operand(a)
+    return apply(Deviation(_axes(axis, a), keepdims, ddof), a)
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """exp(x - max) / sum over `axes`; `precise` computes 16-bit operands in float32."""
+
+    name = "softmax"
+    mlx = "mx.softmax({0}, axis={axes}, precise={precise})"
+    flops_per_element = 12
+    axes: tuple[int, ...] = ()
+    precise: bool = False
+
+    def infer(self, x: TensorType) -> TensorType:
+        """The type of x, which must be a float: MLX would truncate the quotients to integers."""
+        if not x.dtype.is_float:
+            raise DTypeError(f"softmax: the operand is {x.dtype}", fix="cast it to a float dtype with .astype")
+        for axis in self.axes:
+            normalize_axis(axis, x.ndim)
+        return x.dense()
+
+    def reference(self, x: Any) -> Any:
+        """NaN for a row of -inf alone, as in MLX."""
+        with np.errstate(invalid="ignore"):
+            e = np.exp(x - np.max(x, self.axes, keepdims=True, initial=-np.inf))
+            return e / np.sum(e, self.axes, keepdims=True)
+
+
+@frontend
+def softmax(a: ArrayLike, /, axis: Axis = None, *, precise: bool | None = None) -> Array:
+    """The softmax over `axis` (None: over all axes, as in MLX).
+
+    `precise` computes in float32; by default it does so for 16-bit operands, whose sums would otherwise
+    be off by several percent.  Errors: DTypeError for integers.  Source: mlx.core.softmax.
+    """
+    a = operand(a)
+    narrow = type_of(a).dtype.size == 2
+    return apply(Softmax(_axes(axis, a), narrow if precise is None else precise), a)
+
+
+@dataclass(frozen=True)
+class ArgReduction(Op):
+    """The position of an extreme along `axis`; None: in the flattened array. The first one wins."""
+
+    axis: int | None = None
+    keepdims: bool = False
+
+    def infer(self, x: TensorType) -> TensorType:
+        """Positions are u32."""
+        sizes = list(x.shape)
+        if self.axis is None:
+            empty, sizes = x.size == 0, [1] * x.ndim if self.keepdims else []
+        else:
+            axis = normalize_axis(self.axis, x.ndim)
+            empty = sizes[axis] == 0
+            sizes[axis : axis + 1] = [1] if self.keepdims else []
+        if empty:
+            raise ShapeError(f"{self.name}: no elements along axis {self.axis} of {x.shape}")
+        return TensorType(tuple(sizes), U32)
+
+    def flops(self, inputs: Types, outputs: Types) -> int:
+        """One comparison for every element."""
+        return inputs[0].size
+
+
+@dataclass(frozen=True)
+class Argmax(ArgReduction):
+    """The position of the largest element."""
+
+    name = "argmax"
+    mlx = "mx.argmax({0}, axis={axis}, keepdims={keepdims})"
+
+    def reference(self, x: Any) -> Any:
+        """The first position of the maximum."""
+        return np.argmax(x, self.axis, keepdims=self.keepdims).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Argmin(ArgReduction):
+    """The position of the smallest element."""
+
+    name = "argmin"
+    mlx = "mx.argmin({0}, axis={axis}, keepdims={keepdims})"
+
+    def reference(self, x: Any) -> Any:
+        """The first position of the minimum."""
+        return np.argmin(x, self.axis, keepdims=self.keepdims).astype(np.uint32)
+
+
+@frontend
+def argmax(a: ArrayLike, /, axis: int | None = None, keepdims: bool = False) -> Array:
+    """The position (u32) of the first largest element along `axis`; None: in a flattened.
+
+    Source: mlx.core.argmax.
+    """
+    a = operand(a)
+    return apply(Argmax(None if axis is None else normalize_axis(axis, len(shape_of(a))), keepdims), a)
+
+
+@frontend
+def argmin(a: ArrayLike, /, axis: int | None = None, keepdims: bool = False) -> Array:
+    """The position (u32) of the first smallest element along `axis`; None: in a flattened.
+
+    Source: mlx.core.argmin.
+    """
+    a = operand(a)
+    return apply(Argmin(None if axis is None else normalize_axis(axis, len(shape_of(a))), keepdims), a)
+
+
+@dataclass(frozen=True)
+class Cumulative(Op):
+    """Running results along `axis`; not `inclusive`: of the elements before each one."""
+
+    axis: int = 0
+    reverse: bool = False
+    inclusive: bool = True
+    rule: ClassVar[Rule] = staticmethod(same)
+
+    def infer(self, x: TensorType) -> TensorType:
+        """The shape of x."""
+        normalize_axis(self.axis, x.ndim)
+        return TensorType(x.shape, type(self).rule(x.dtype))
+
+    def run(self, x: Any, accumulate: Callable[..., Any], start: Any) -> Any:
+        """`accumulate` along the axis, from the other end and shifted by one as the parameters say."""
+        x = np.moveaxis(np.asarray(x), self.axis, 0)
+        x = x[::-1] if self.reverse else x
+        out = accumulate(x)
+        if not self.inclusive:
+            out = np.concatenate([np.full_like(out[:1], start), out[:-1]])
+        return np.moveaxis(out[::-1] if self.reverse else out, 0, self.axis)
+
+
+def _cumulative(
+    name: str, meaning: str, reference: Callable[[Any], Any], start: Callable[[Any], Any], rule: Rule = same
+) -> Callable[..., Array]:
+    def meaning_in_numpy(self: Cumulative, x: Any) -> Any:
+        return self.run(x, reference, start(np.asarray(x).dtype))
+
+    body = {
+        "name": name,
+        "reference": meaning_in_numpy,
+        "rule": staticmethod(rule),
+        "mlx": f"mx.{name}({{0}}, axis={{axis}}, reverse={{reverse}}, inclusive={{inclusive}})",
+        "__module__": __name__,
+    }
+    kind = cast(type[Cumulative], dataclass(frozen=True)(type(name.title(), (Cumulative,), body)))
+
+    def function(
+        a: ArrayLike, /, axis: int | None = None, *, reverse: bool = False, inclusive: bool = True
+    ) -> Array:
+        from qgraph.ops.shape import flatten
+
+        a = flatten(a) if axis is None else operand(a)
+        return apply(kind(normalize_axis(axis or 0, len(shape_of(a))), reverse, inclusive), a)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"{meaning} along `axis` (None: of a flattened).\n\n    `reverse` starts at the end; without "
+        f"`inclusive` an element does not count for itself.\n    Source: mlx.core.{name}.\n    "
+    )
+    return frontend(function)
+
+
+def _summing(dtype: DType) -> DType:
+    return I32 if dtype is BOOL else dtype
+
+
+def _lowest(kind: Any) -> Any:
+    return -np.inf if kind.kind == "f" else False if kind == np.bool_ else np.iinfo(kind).min
+
+
+def _highest(kind: Any) -> Any:
+    return np.inf if kind.kind == "f" else True if kind == np.bool_ else np.iinfo(kind).max
+
+
+cumsum = _cumulative(
+    "cumsum",
+    "Running sums",
+    lambda x: np.cumsum(x, 0, np.int32 if x.dtype == np.bool_ else x.dtype),
+    lambda kind: 0,
+    _summing,
+)
+cumprod = _cumulative("cumprod", "Running products", lambda x: np.cumprod(x, 0, x.dtype), lambda kind: 1)
+cummax = _cumulative("cummax", "Running maxima", lambda x: np.maximum.accumulate(x, 0), _lowest)
+cummin = _cumulative("cummin", "Running minima", lambda x: np.minimum.accumulate(x, 0), _highest)
+logcumsumexp = _cumulative(
+    "logcumsumexp",
+    "Running logsumexp",
+    lambda x: np.logaddexp.accumulate(np.asarray(x, np.float64), 0),
+    lambda kind: -np.inf,
+    floating,
+)

@@ -1,0 +1,231 @@
+"""Loads a checkpoint: the strict checks first, then the data, then everything or nothing.
+
+Why the data goes through `mlx.core.load` and not through the safetensors library: without
+ml_dtypes, `safetensors.safe_open` (0.8) cannot read bfloat16 into MLX or NumPy at all, and its peak
+memory is too high. Measured on a 419 MB float16 and uint32 checkpoint whose last tensor, the
+embedding, is 25 % of it, as growth of VmHWM over the process before the load (each in a fresh
+process, MLX 0.32.4, Linux):
+
+    mx.load, evaluated                      0.98 x the file
+    safe_open, pread, get_tensor            1.25 x
+    safe_open, pread, slices of 8 MB        1.25 x (a slice reads its whole tensor)
+    safe_open, mmap                         2.22 x (mapped pages count)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import mlx.core as mx
+
+from qgraph._errors import QGraphError
+from qgraph.quant.layout import Layout, read_layout
+from qgraph.quant.safetensors_file import DTYPES, Entry, Header
+from qgraph.quant.strict_file import Stamp, refuse
+from qgraph.quant.tensor import QuantizedTensor
+from qgraph.quant.tree import nest
+from qgraph.quant.triplet import Triplet, find_triplets
+
+Progress = Callable[[int, int], None]
+
+_BATCH_BYTES = 64_000_000  # read between two progress calls
+_AGAIN = "download the file again"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint as a tree of parameters.
+
+    `path` is a .safetensors file, or a folder with config.json and model.safetensors or an index
+    and its shards. The tree has a dict for each module and a list for numbered ones, as
+    `mlx.utils.tree_unflatten` makes it. A packed layer (weight, scales, and biases if affine)
+    becomes one QuantizedTensor under "weight", with the words of the file, bit for bit. All arrays
+    are read when this returns. `progress(bytes_done, bytes_total)` is called as the data arrives.
+
+    Shape, dtype: those of the file. Memory: the size of the tensors, plus less than 10 %.
+    Errors: CheckpointError for anything malformed; then nothing is loaded. NaN and infinity in
+    scales, biases and global scales are an error unless `allow_nonfinite`.
+    Source: mlx.core.load, and mlx-lm's layout of a model folder.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "a.safetensors")
+    ...     mx.save_safetensors(str(file), {"layers.0.weight": mx.ones((2, 3))})
+    ...     params = load(file)
+    >>> params["layers"][0]["weight"].shape
+    (2, 3)
+    """
+    flat = load_flat(path, allow_nonfinite=allow_nonfinite, progress=progress)
+    return nest(flat, lambda name, cause: _unnamed(path, name, cause))
+
+
+def load_flat(
+    path: str | os.PathLike[str],
+    *,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, mx.array | QuantizedTensor]:
+    """Load a checkpoint as `load` does, but by full name: ``{"layers.0.weight": ...}``."""
+    layout = read_layout(path)
+    triplets = find_triplets(layout.entries, layout.declared)
+    total = sum(entry.nbytes for entry in layout.entries.values())
+    _check_memory(path, total)
+    try:
+        arrays = _read_all(layout, total, progress)
+        _check_bools(layout, arrays)
+        if not allow_nonfinite:
+            _check_finite(triplets, arrays)
+        return _assemble(layout, triplets, arrays)
+    except BaseException:
+        mx.clear_cache()  # give the memory of a failed load back to the system
+        raise
+
+
+def _check_memory(path: str | os.PathLike[str], total: int) -> None:
+    # A failed allocation kills the process, and a sparse file can claim any size. Twice, because a
+    # device may have memory of its own.
+    if not hasattr(os, "sysconf"):
+        return
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if has > 0 and total > 2 * has:
+        cause = f"needs {total / 1e9:.1f} GB, this machine has {has / 1e9:.1f} GB"
+        raise refuse(path, cause, fix="use a machine with more memory, or check the file")
+
+
+def _read_all(layout: Layout, total: int, progress: Progress | None) -> dict[str, mx.array]:
+    arrays: dict[str, mx.array] = {}
+    for header in layout.headers:
+        arrays |= read_arrays(header, _nbytes(arrays), total, progress)
+    return arrays
+
+
+def _nbytes(arrays: Mapping[str, mx.array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def read_arrays(
+    header: Header, done: int = 0, total: int = 0, progress: Progress | None = None
+) -> dict[str, mx.array]:
+    """Read all tensors of a file whose header was checked; they are evaluated on return.
+
+    Errors: CheckpointError if a read fails, or the file changed since its header was read.
+    """
+    _check_unchanged(header)
+    try:
+        # Explicit: the name of a blob in a download cache has no suffix.
+        arrays = cast("dict[str, mx.array]", mx.load(str(header.path), format="safetensors"))
+        _check_same(header, arrays)
+        # An unevaluated array belongs to this thread, and a read that failed once gives garbage
+        # the second time: so all is read here, or the whole load fails.
+        for batch in _batches(header):
+            mx.eval([arrays[entry.name] for entry in batch])  # pyright: ignore[reportUnknownMemberType]
+            done += sum(entry.nbytes for entry in batch)
+            if progress is not None:
+                progress(done, total)
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        raise refuse(header.path, f"cannot be read: {error}", fix=_AGAIN) from error
+    _check_unchanged(header)
+    return arrays
+
+
+def _batches(header: Header) -> list[list[Entry]]:
+    batches: list[list[Entry]] = []
+    size = _BATCH_BYTES
+    for entry in header.entries.values():
+        if size >= _BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(entry)
+        size += entry.nbytes
+    return batches
+
+
+def _check_unchanged(header: Header) -> None:
+    try:
+        same = Stamp.of(os.stat(header.path)) == header.stamp
+    except OSError:
+        same = False
+    if not same:
+        raise refuse(header.path, "changed while it was read", fix="load it when it is complete")
+
+
+def _check_same(header: Header, arrays: Mapping[str, mx.array]) -> None:
+    """MLX must have understood the header as the strict check did."""
+    for name, entry in header.entries.items():
+        array = arrays.get(name)
+        if array is None or array.shape != entry.shape or array.dtype != DTYPES[entry.dtype]:
+            raise refuse(header.path, "MLX reads it differently", tensor=name, fix=_AGAIN)
+    if len(arrays) != len(header.entries):
+        raise refuse(header.path, "MLX finds more tensors in it", fix=_AGAIN)
+
+
+def _check_bools(layout: Layout, arrays: Mapping[str, mx.array]) -> None:
+    for entry in layout.entries.values():
+        if entry.dtype != "BOOL" or not entry.nbytes:
+            continue
+        if mx.any(arrays[entry.name].view(mx.uint8) > 1).item():
+            cause = "is BOOL with bytes other than 0 and 1"
+            raise refuse(entry.path, cause, tensor=entry.name, fix="write the file again")
+
+
+def _check_finite(triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array]) -> None:
+    parts = [
+        (entry, _all_finite(arrays[entry.name], triplet.quantization.mode))
+        for triplet in triplets.values()
+        for entry in (triplet.scales, triplet.biases, triplet.global_scale)
+        if entry is not None and entry.nbytes
+    ]
+    mx.eval([finite for _, finite in parts])  # pyright: ignore[reportUnknownMemberType]
+    for entry, finite in parts:
+        if not finite.item():
+            fix = "download it again, or pass allow_nonfinite=True"
+            raise refuse(entry.path, "has NaN or infinity", tensor=entry.name, fix=fix)
+
+
+def _all_finite(values: mx.array, mode: str) -> mx.array:
+    if values.dtype != mx.uint8:
+        return mx.all(mx.isfinite(values))
+    if mode == "nvfp4":  # e4m3: NaN is 0x7f, with either sign
+        return mx.all((values & 0x7F) != 0x7F)
+    return mx.all(values != 0xFF)  # e8m0
+
+
+def _assemble(
+    layout: Layout, triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array]
+) -> dict[str, mx.array | QuantizedTensor]:
+    parts = {
+        entry.name: triplet
+        for triplet in triplets.values()
+        for entry in (triplet.weight, triplet.scales, triplet.biases, triplet.global_scale)
+        if entry is not None
+    }
+    flat: dict[str, mx.array | QuantizedTensor] = {}
+    for name in layout.entries:
+        triplet = parts.get(name)
+        if triplet is None:
+            flat[name] = arrays[name]
+        elif name == triplet.weight.name:
+            flat[name] = _tensor(triplet, arrays)
+    return flat
+
+
+def _tensor(t: Triplet, arrays: Mapping[str, mx.array]) -> QuantizedTensor:
+    biases = None if t.biases is None else arrays[t.biases.name]
+    scale = None if t.global_scale is None else arrays[t.global_scale.name]
+    try:
+        return QuantizedTensor(
+            arrays[t.weight.name], arrays[t.scales.name], biases, t.quantization, scale
+        )
+    except QGraphError as error:  # not expected: the headers were checked
+        fix = error.fix or _AGAIN
+        raise refuse(t.weight.path, error.message, tensor=t.weight.name, fix=fix) from error
+
+
+def _unnamed(path: str | os.PathLike[str], name: str, cause: str) -> Exception:
+    return refuse(path, cause, tensor=name, fix="rename the tensor, or use load_flat")

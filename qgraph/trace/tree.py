@@ -1,0 +1,120 @@
+"""Argument trees: dicts, lists, tuples, named tuples and dataclasses of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph._errors import TraceError
+from qgraph.quant import QuantizedTensor
+
+Leaf = Any
+Spec = tuple[Any, ...]  # tokens that determine the tree up to its leaves
+
+
+def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:  # noqa: ANN401
+    """Append the arrays of `tree` to `leaves`, and to `spec` the tokens that tell its structure.
+
+    Everything that is not an array or a container is static: its type and value are tokens. Two trees
+    have equal tokens exactly if `unflatten` would give the same tree for the same leaves.
+
+    >>> leaves, spec = [], []
+    >>> flatten({"w": mx.zeros(2), "k": (3, None)}, leaves, spec)
+    >>> len(leaves), spec
+    (1, ['dict', ('w', 'k'), 'leaf', 'tuple', 2, ('int', 3), None])
+    """
+    kind = type(tree)
+    if kind is mx.array or isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
+        leaves.append(tree)
+        spec.append("leaf")
+    elif kind is dict:
+        spec += ("dict", tuple(tree))
+        for item in tree.values():
+            flatten(item, leaves, spec)
+    elif kind is list or kind is tuple:
+        spec += (kind.__name__, len(tree))
+        for item in tree:
+            flatten(item, leaves, spec)
+    elif tree is None:
+        spec.append(None)
+    elif hasattr(tree, "__array__"):
+        leaves.append(mx.array(tree))
+        spec.append("leaf")
+    elif isinstance(tree, tuple) and hasattr(kind, "_fields"):
+        spec += ("namedtuple", kind)
+        for item in tree:  # pyright: ignore[reportUnknownVariableType]
+            flatten(item, leaves, spec)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        spec += ("dataclass", kind)
+        for f in dataclasses.fields(tree):
+            flatten(getattr(tree, f.name), leaves, spec)
+    else:
+        spec.append(_static(tree))
+
+
+def _static(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float):  # 0.0 == -0.0 and nan != nan, but each is one value
+        return ("float", value.hex())
+    try:
+        hash(value)
+    except TypeError:
+        raise TraceError(
+            f"an argument of type {type(value).__name__} is neither an array nor hashable",
+            fix="pass arrays, QuantizedTensors, trees of them, or hashable Python values",
+        ) from None
+    return (type(value).__name__ if isinstance(value, (int, bool, str)) else type(value), value)
+
+
+def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:  # noqa: ANN401
+    """The tree of `spec` with `leaves` in their places."""
+    tokens, arrays = iter(spec), iter(leaves)
+
+    def build() -> Any:  # noqa: ANN401
+        token = next(tokens)
+        if token == "leaf":
+            return next(arrays)
+        if token is None:
+            return None
+        if token == "dict":
+            return {key: build() for key in next(tokens)}
+        if token in ("list", "tuple"):
+            items = [build() for _ in range(next(tokens))]
+            return items if token == "list" else tuple(items)
+        if token == "namedtuple":
+            kind = next(tokens)
+            return kind(*(build() for _ in kind._fields))
+        if token == "dataclass":
+            kind = next(tokens)
+            return _rebuild(kind, {f.name: build() for f in dataclasses.fields(kind)})
+        return float.fromhex(token[1]) if token[0] == "float" else token[1]
+
+    return build()
+
+
+def _rebuild(kind: Any, fields: dict[str, Any]) -> Any:  # noqa: ANN401
+    made = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def paths(tree: Any, prefix: str, visit: Callable[[str], None]) -> None:  # noqa: ANN401
+    """Call `visit` with the dotted path of every leaf, in `flatten`'s order."""
+    children: list[tuple[str, Any]]
+    if isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
+        visit(prefix)
+        return
+    if isinstance(tree, dict):
+        children = [(str(k), v) for k, v in tree.items()]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    elif isinstance(tree, (list, tuple)):
+        names = getattr(type(tree), "_fields", None) or range(len(tree))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        children = [(str(n), v) for n, v in zip(names, tree, strict=True)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        children = [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree)]
+    else:
+        return
+    for name, child in children:
+        paths(child, f"{prefix}.{name}" if prefix else name, visit)
