@@ -61,7 +61,7 @@ class JitFunction:
         self._globals = _global_names(function)
         update_wrapper(self, function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run; unevaluated MLX arrays come back. Inside another trace the function is inlined."""
         if active() is not None:
             return self.function(*args, **kwargs)
@@ -70,34 +70,34 @@ class JitFunction:
         arrays = entry.program.run(*(a for x in leaves for a in storage(x)), *entry.captures)
         return unflatten(entry.spec, collect(entry.types, arrays))
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:  # noqa: ANN401
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
         """A jitted method: `self` is a static argument."""
         return self if instance is None else partial(self, instance)
 
-    def eager(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def eager(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function op by op without compiling: for a debugger and for print.
 
         ``@`` and every method work as in the jitted function, on QuantizedTensors too.
         """
         return Stepper().run(self.function, args, kwargs)
 
-    def graph(self, *args: Any, **kwargs: Any) -> Graph:  # noqa: ANN401
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph as traced, before any pass."""
         return self.result(*args, **kwargs).before
 
-    def optimized(self, *args: Any, **kwargs: Any) -> Graph:  # noqa: ANN401
+    def optimized(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph after all passes."""
         return self.result(*args, **kwargs).graph
 
-    def result(self, *args: Any, **kwargs: Any) -> Result:  # noqa: ANN401
+    def result(self, *args: Any, **kwargs: Any) -> Result:
         """The whole pipeline run: graphs after every pass, statistics, report."""
         return self._entry(args, kwargs, []).result
 
-    def report(self, *args: Any, **kwargs: Any) -> Report:  # noqa: ANN401
+    def report(self, *args: Any, **kwargs: Any) -> Report:
         """What every use of a quantized value became, or why it did not."""
         return self.result(*args, **kwargs).report
 
-    def source(self, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401
+    def source(self, *args: Any, **kwargs: Any) -> str:
         """The Python source that runs for these arguments."""
         return self._entry(args, kwargs, []).program.source
 
@@ -145,7 +145,7 @@ class JitFunction:
     def _compile(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], types: list[TensorType], spec: list[Any]
     ) -> _Entry:
-        trace = Trace(Builder(), self.__name__)
+        trace = Trace(Builder(), getattr(self.function, "__name__", "f"))
         labels = _labels(self.function, args, kwargs)
         inputs = [trace.builder.input(n, t) for n, t in zip(labels, types, strict=True)]
         with trace.recording():
@@ -161,7 +161,7 @@ class JitFunction:
         arrays = tuple(a for x, _ in captured for a in storage(x))
         return _Entry(result, Program(result.graph), arrays, out_spec, tuple(v.type for v in outputs))
 
-    def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:  # noqa: ANN401
+    def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:
         tracers = [Tracer(trace, v) for v in inputs]
         args, kwargs = unflatten(["tuple", 2, *spec], tracers)
         try:
@@ -179,7 +179,7 @@ def _foreign_call(error: Exception) -> TraceError:
     if name.startswith("__") or not name:
         symbol = name.strip("_") or "an operator"
         what = f"an mx.array on the left of {symbol} with a traced value on its right"
-        fix = "MLX refuses it: put the traced value on the left, or call the qg function, e.g. qg.multiply(a, b)"
+        fix = "put the traced value on the left, or call the qg function, e.g. qg.multiply(a, b)"
     else:
         what, fix = f"mx.{name} was called on a traced value", f"use qg.{name}, or trace with qg.optimize"
     return TraceError(what, where=_user_line(error.__traceback__), fix=fix)
@@ -214,14 +214,14 @@ def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return out
 
 
-def _cell(cell: Any) -> Any:  # noqa: ANN401
+def _cell(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # a name that is not bound yet
         return None
 
 
-def _token(value: Any) -> Any:  # noqa: ANN401
+def _token(value: Any) -> Any:
     if isinstance(value, (mx.array, QuantizedTensor)):
         return id(value)
     if isinstance(value, (bool, int, float, str)):

@@ -104,16 +104,16 @@ def _fold(graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value | None:
     return graph.builder.add(constant, (), _origin(node)).outputs[0]
 
 
-def _origin(*nodes: Node) -> Any:  # noqa: ANN401
+def _origin(*nodes: Node) -> Any:
     return merge_origins([n.origin for n in nodes], Step("canonicalize", "canonicalize", 0))
 
 
 def _with_dense_outputs(before: Graph, after: Graph) -> Graph:
     """An output that was dense stays dense."""
     outputs = [
-        new if bool(new.type.packing) == bool(old.type.packing) else after.builder.add(
-            Dequantize(), (new,), old.node.origin
-        ).outputs[0]
+        new
+        if bool(new.type.packing) == bool(old.type.packing)
+        else after.builder.add(Dequantize(), (new,), old.node.origin).outputs[0]
         for old, new in zip(before.outputs, after.outputs, strict=True)
     ]
     return after.with_outputs(outputs)

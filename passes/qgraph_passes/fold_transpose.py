@@ -25,10 +25,10 @@ from qgraph.rewrite import Context
 class ComposeTransposes(qg.Rule):
     """transpose(transpose(x)) → transpose(x)."""
 
-    def pattern(self, x: qg.Array) -> Any:  # noqa: D102
+    def pattern(self, x: qg.Array) -> Any:
         return qg.transpose(qg.transpose(x).named("inner"))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
 
-    def rewrite(self, m: qg.Match, x: qg.Array) -> qg.Array:  # noqa: D102
+    def rewrite(self, m: qg.Match, x: qg.Array) -> qg.Array:
         outer, inner = m.root.op, m.op("inner")
         assert isinstance(outer, Transpose)
         assert isinstance(inner, Transpose)

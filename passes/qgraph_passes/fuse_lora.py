@@ -16,6 +16,8 @@ from typing import Any
 import qgraph as qg
 from qgraph.ir.dtypes import promote
 from qgraph.ops.quantized import QuantizedMatmul
+from qgraph.rewrite import Rule
+from qgraph_passes.fold_transpose import ComposeTransposes
 
 
 class LoraBranch(qg.Rule):
@@ -23,48 +25,48 @@ class LoraBranch(qg.Rule):
 
     through = ("cast",)
 
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
         return _base(x, w) + s * qg.dot(qg.dot(x, a), b)
 
-    def check(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, **_: Any) -> None:  # noqa: ANN401, D102
+    def check(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, **_: Any) -> None:
         m.require(all(op.dtype.is_float for op in m.all_skipped()), "a cast in the branch is not to a float")
         m.require(w.ndim == 2, f"the base weight has {w.ndim} axes, expected 2", w)
         m.require(a.ndim == 2 and b.ndim == 2, f"the adapters have {a.ndim} and {b.ndim} axes, expected 2", a)
         m.require(a.shape[1] <= min(a.shape[0], b.shape[1]), f"rank {a.shape[1]} is not low", a)
 
-    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:  # noqa: ANN401, D102
+    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:
         return _fused(m, x, w, a, b, s)
 
 
 class LoraBranchUnscaled(LoraBranch):
     """quantized_matmul(x, w) + dot(dot(x, a), b)."""
 
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _base(x, w) + qg.dot(qg.dot(x, a), b)
 
 
 class LoraScaleInA(LoraBranch):
     """quantized_matmul(x, w) + dot(dot(x, s * a), b)."""
 
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
         return _base(x, w) + qg.dot(qg.dot(x, s * a), b)
 
 
 class LoraMergedWeight(LoraBranch):
     """dot(x, w + s * dot(a, b)), w packed."""
 
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:  # noqa: D102
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
         return qg.dot(x, w + s * qg.dot(a, b))
 
-    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:  # noqa: ANN401, D102
+    def rewrite(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0) -> qg.Array:
         return _fused(m, x, w, a, b, s, transpose=w.type.packing.axis == -2)
 
 
-def _base(x: Any, w: Any) -> Any:  # noqa: ANN401
+def _base(x: Any, w: Any) -> Any:
     return qg.quantized_matmul(x, w).named("base")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
 
 
-def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool | None = None) -> Any:  # noqa: ANN401
+def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool | None = None) -> Any:
     """The fused op, in the wider dtype where base and sum differ, then the sum's dtype."""
     if transpose is None:
         base = m.op("base")
@@ -74,8 +76,7 @@ def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool 
         w = qg.swapaxes(w, -1, -2)
     dtype = m.type.dtype
     wide = qg.astype(x, promote(x.type.dtype, dtype).mlx)
-    scale = s if not isinstance(s, float) else qg.full((), s, a.dtype)
-    out = qg.quantized_lora_matmul(wide, w, a, b, scale, transpose=transpose)
+    out = qg.quantized_lora_matmul(wide, w, a, b, s, transpose=transpose)
     return qg.astype(out, dtype.mlx)
 
 
@@ -85,10 +86,9 @@ class FuseLora(qg.Pass):
 
     name = "fuse-lora"
     after = ("quantize-dot",)
-    rules = (LoraBranch, LoraBranchUnscaled)
     reassociate: bool = False
 
-    def active_rules(self) -> tuple[qg.Rule, ...]:
+    def active_rules(self) -> tuple[Rule, ...]:
         """The exact spellings; with `reassociate` those that round elsewhere too."""
-        exact = (LoraBranch(), LoraBranchUnscaled())
-        return (*exact, LoraScaleInA(), LoraMergedWeight()) if self.reassociate else exact
+        extra = (LoraScaleInA(), LoraMergedWeight()) if self.reassociate else ()
+        return (LoraBranch(), *extra, LoraBranchUnscaled(), ComposeTransposes())

@@ -49,7 +49,9 @@ class Legalize(qg.Pass):
         if self.strict:
             missed = make_report(graph, after, context).missed
             if missed:
-                raise StrictError("\n".join(map(str, missed)), fix="see the reasons; or compile without strict=True")
+                raise StrictError(
+                    "\n".join(map(str, missed)), fix="see the reasons; or compile without strict=True"
+                )
         return after
 
 
@@ -65,7 +67,9 @@ class _Legal:
         """A node that stands for (a part of) the one at hand."""
         origin = self.node.origin
         step = Step("legalize", op.name, self.context.ordinal)
-        return self.builder.add(op, inputs, Origin(origin.sources, origin.scope, (*origin.steps, step))).outputs[0]
+        return self.builder.add(
+            op, inputs, Origin(origin.sources, origin.scope, (*origin.steps, step))
+        ).outputs[0]
 
     def results(self, inputs: tuple[Value, ...]) -> Sequence[Value]:
         """The values that replace the node's results."""
@@ -147,7 +151,7 @@ class _Legal:
         op: Any = self.node.op
         return self.cast(self.apply(lambda *v: qg.gather_qmm_dense(op, *v), inputs[0], w, *inputs[2:]))
 
-    def apply(self, function: Any, *values: Value) -> Value:  # noqa: ANN401
+    def apply(self, function: Any, *values: Value) -> Value:
         """A qg function on values."""
         from qgraph.ops.dispatch import interpreting
         from qgraph.trace.tracer import Trace, Tracer

@@ -18,20 +18,21 @@ from typing import Any
 import qgraph as qg
 from qgraph.ir.dtypes import DType, promote
 from qgraph.ops.quantized import kernel_dtype
+from qgraph_passes.fold_transpose import ComposeTransposes
 
 
 class RightOperand(qg.Rule):
     """dot(x, w) → quantized_matmul(x, w)."""
 
-    def pattern(self, x: qg.Array, w: qg.Quantized) -> Any:  # noqa: D102
+    def pattern(self, x: qg.Array, w: qg.Quantized) -> Any:
         return qg.dot(x, w)
 
-    def check(self, m: qg.Match, x: Any, w: Any) -> None:  # noqa: ANN401, D102
+    def check(self, m: qg.Match, x: Any, w: Any) -> None:
         m.require(x.type.packing is None, "both operands are quantized", x)
         axis = w.type.packing.axis
         m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
-    def rewrite(self, m: qg.Match, x: Any, w: Any) -> qg.Array:  # noqa: ANN401, D102
+    def rewrite(self, m: qg.Match, x: Any, w: Any) -> qg.Array:
         transpose = w.type.packing.axis == -2
         stored = qg.swapaxes(w, -1, -2) if transpose else w
         # MLX would take a lower rank of x to mean the first matrix of w only.
@@ -45,15 +46,15 @@ class RightOperand(qg.Rule):
 class LeftOperand(qg.Rule):
     """dot(w, x) → (xᵀ wᵀ)ᵀ, whose right operand is packed."""
 
-    def pattern(self, w: qg.Quantized, x: qg.Array) -> Any:  # noqa: D102
+    def pattern(self, w: qg.Quantized, x: qg.Array) -> Any:
         return qg.dot(w, x)
 
-    def check(self, m: qg.Match, w: Any, x: Any) -> None:  # noqa: ANN401, D102
+    def check(self, m: qg.Match, w: Any, x: Any) -> None:
         m.require(x.type.packing is None, "both operands are quantized", x)
         axis = w.type.packing.axis
         m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
-    def rewrite(self, m: qg.Match, w: Any, x: Any) -> qg.Array:  # noqa: ANN401, D102
+    def rewrite(self, m: qg.Match, w: Any, x: Any) -> qg.Array:
         flipped = qg.swapaxes(w, -1, -2)
         if x.ndim == 1:
             return qg.dot(x, flipped)
@@ -63,16 +64,16 @@ class LeftOperand(qg.Rule):
 class BothOperands(qg.Rule):
     """dot(w1, w2) → dot with the smaller one dequantized: MLX has no kernel for two packed operands."""
 
-    def pattern(self, a: qg.Quantized, b: qg.Quantized) -> Any:  # noqa: D102
+    def pattern(self, a: qg.Quantized, b: qg.Quantized) -> Any:
         return qg.dot(a, b)
 
-    def rewrite(self, m: qg.Match, a: Any, b: Any) -> qg.Array:  # noqa: ANN401, D102
+    def rewrite(self, m: qg.Match, a: Any, b: Any) -> qg.Array:
         smaller = "left" if a.type.nbytes <= b.type.nbytes else "right"
         m.note(f"both operands are quantized: the {smaller} one, the smaller, is dequantized")
         return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
 
 
-def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:  # noqa: ANN401
+def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:
     """Call a quantized kernel such that the result has `dtype`, with casts where MLX's rule differs."""
     if kernel_dtype(x.type, w.type.packing).dtype is not dtype:
         x = qg.astype(x, promote(x.type.dtype, dtype).mlx)
@@ -85,11 +86,4 @@ class QuantizeDot(qg.Pass):
 
     name = "quantize-dot"
     after = ("fold-transpose",)
-    rules = (BothOperands, RightOperand, LeftOperand)
-
-    def run(self, graph: qg.ir.Graph, context: Any) -> qg.ir.Graph:  # noqa: ANN401
-        """Rewrite, then compose the transposes that met."""
-        from qgraph.rewrite.driver import apply_rules
-        from qgraph_passes.fold_transpose import ComposeTransposes
-
-        return apply_rules(super().run(graph, context), (ComposeTransposes(),), self.name, context)
+    rules = (BothOperands, RightOperand, LeftOperand, ComposeTransposes)

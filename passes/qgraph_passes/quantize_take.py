@@ -11,23 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import qgraph as qg
+from qgraph.ops.indexing import Take
 
 
 class TakeRows(qg.Rule):
     """take(w, ids) → quantized_take(w, ids)."""
 
-    def pattern(self, w: qg.Quantized, ids: qg.Array) -> Any:  # noqa: D102
+    def pattern(self, w: qg.Quantized, ids: qg.Array) -> Any:
         return qg.take(w, ids)
 
-    def check(self, m: qg.Match, w: Any, ids: Any) -> None:  # noqa: ANN401, D102
+    def check(self, m: qg.Match, w: Any, ids: Any) -> None:
         axis = w.ndim + w.type.packing.axis
-        m.require(m.root.op.axis != axis, f"it takes along axis {axis}, which is packed", w)
+        m.require(_axis(m) != axis, f"it takes along axis {axis}, which is packed", w)
 
-    def rewrite(self, m: qg.Match, w: Any, ids: Any) -> qg.Array:  # noqa: ANN401, D102
-        packed, taken = w.ndim + w.type.packing.axis, m.root.op.axis
+    def rewrite(self, m: qg.Match, w: Any, ids: Any) -> qg.Array:
+        packed, taken = w.ndim + w.type.packing.axis, _axis(m)
         stored = qg.moveaxis(w, packed, -1)
         out = qg.quantized_take(stored, ids, axis=taken - (packed < taken))
         return qg.moveaxis(out, -1, packed if packed < taken else packed - 1 + ids.ndim)
+
+
+def _axis(m: qg.Match) -> int:
+    assert isinstance(m.root.op, Take)
+    return m.root.op.axis
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from qgraph.execute.program import Flat, load
 from qgraph.execute.emit import components, emit
+from qgraph.execute.program import Flat, load
 from qgraph.ir.graph import Builder, Graph
 from qgraph.ir.op import Op
 from qgraph.ir.types import TensorType
@@ -30,7 +30,7 @@ class Eager:
         self._programs: OrderedDict[Any, tuple[Flat, tuple[TensorType, ...]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:
         """The interpreter's side of every qg function outside a trace."""
         refuse_leaks(operands)
         types = tuple(type_of(x) for x in operands)
@@ -90,5 +90,3 @@ def quantized(t: TensorType, arrays: Sequence[mx.array]) -> QuantizedTensor:
 
 EAGER = Eager()
 install_eager(EAGER)
-
-

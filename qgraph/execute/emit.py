@@ -34,7 +34,7 @@ class _Writer:
         self.lines: list[str] = []
         self.constants: list[tuple[str, str]] = []
         self.names: dict[Value, Operand] = {}
-        self.taken: set[str] = {"mx", "program"}
+        self.taken: set[str] = {"mx", "program", "copy"}  # copy: what index_update binds
         self.labels = names_of(graph)
 
     def fresh(self, label: str) -> str:

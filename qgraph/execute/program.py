@@ -40,7 +40,7 @@ class Program:
 def load(emitted: Emitted) -> Flat:
     """The function that `emitted` defines, its constants made."""
     namespace: dict[str, Any] = {"mx": mx}
-    exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)  # noqa: S102
+    exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)
     constants = [namespace[name] for name, _ in emitted.constants]
     if constants and not _in_transformation(constants):
         mx.eval(*constants)
@@ -85,7 +85,8 @@ def cpu_kernels_are_safe() -> bool:
             folder.chmod(0o700)
         return True
     warnings.warn(
-        f"{folder} belongs to another user; programs run without mx.compile. Fix: set TMPDIR to a private folder",
+        f"{folder} belongs to another user: programs run without mx.compile. "
+        "Fix: set TMPDIR to a private folder",
         stacklevel=2,
     )
     return False

@@ -25,13 +25,21 @@ def to_numpy(x: mx.array | QuantizedTensor) -> Any:
     if isinstance(x, QuantizedTensor):
         x = _numbers(x)
     if mx.issubdtype(x.dtype, mx.floating):
-        return np.array(x.astype(mx.float32) if x.dtype != mx.float64 else x).astype(np.float64)
+        return _array(x.astype(mx.float32) if x.dtype != mx.float64 else x).astype(np.float64)
+    return _array(x)
+
+
+def _array(x: Any) -> Any:
     return np.array(x)
 
 
 def _numbers(x: QuantizedTensor) -> mx.array:
-    """Unpacked in f32, whatever the logical dtype: s * q + b of 16-bit s and b is exact there, or nearly."""
-    return unpack(x, mx.float32)
+    """Unpacked in f32 from f32 scales: MLX computes s * q + b in the dtype of the scales."""
+    if x.biases is None:
+        return unpack(x, mx.float32)
+    scales, biases = x.scales.astype(mx.float32), x.biases.astype(mx.float32)
+    wide = QuantizedTensor(x.packed, scales, biases, x.quantization, dtype=mx.float32, axis=x.axis)
+    return unpack(wide, mx.float32)
 
 
 def evaluate(graph: Graph, inputs: Sequence[Any], mode: Mode = "ideal") -> list[Any]:
@@ -68,5 +76,7 @@ def _round_bfloat16(x: Any) -> Any:
     """Keep the upper 16 bits of a float32, rounding halves to even."""
     bits = x.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    kept = np.where(np.isfinite(x), rounded, bits & np.uint32(0xFFFF0000) | ((bits & 0xFFFF != 0) * 0x40_0000))
+    kept: Any = np.where(
+        np.isfinite(x), rounded, bits & np.uint32(0xFFFF0000) | ((bits & 0xFFFF != 0) * 0x40_0000)
+    )
     return kept.astype(np.uint32).view(np.float32).astype(np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -68,7 +68,9 @@ class Stepper:
     def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:
         """Run one op on the arrays inside."""
         results = EAGER.apply(op, tuple(_unwrap(x) for x in operands))
-        return tuple(map(Concrete, results)) if isinstance(results, tuple) else Concrete(results)
+        if isinstance(results, tuple):
+            return tuple(Concrete(x) for x in cast(tuple[Any, ...], results))
+        return Concrete(results)
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` with its arrays wrapped, and unwrap what it returns."""

@@ -23,11 +23,11 @@ def node_digest(node: Node) -> bytes:
 
 
 def digest(graph: Graph) -> str:
-    """The digest of a graph: its inputs in order and its outputs, with all that they compute.
+    r"""The digest of a graph: its inputs in order and its outputs, with all that they compute.
 
     >>> from qgraph.ir.text import parse_graph
-    >>> a = parse_graph("graph(%x: f32[2]) {\\n %a = exp(%x) : f32[2]\\n return %a\\n}")
-    >>> b = parse_graph("graph(%x: f32[2]) {\\n %b = exp(%x) : f32[2]  // renamed\\n return %b\\n}")
+    >>> a = parse_graph("graph(%x: f32[2]) {\n %a = exp(%x) : f32[2]\n return %a\n}")
+    >>> b = parse_graph("graph(%x: f32[2]) {\n %b = exp(%x) : f32[2]  // renamed\n return %b\n}")
     >>> digest(a) == digest(b)
     True
     """

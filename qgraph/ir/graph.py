@@ -176,8 +176,10 @@ class Graph:
 
         return print_graph(self)
 
-    def __reduce__(self) -> Any:  # noqa: ANN401
-        raise QGraphError("a graph is not pickled", fix="store str(graph); qgraph.ir.text.parse_graph reads it")
+    def __reduce__(self) -> Any:
+        raise QGraphError(
+            "a graph is not pickled", fix="store str(graph); qgraph.ir.text.parse_graph reads it"
+        )
 
 
 def _topological(inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Node, ...]:

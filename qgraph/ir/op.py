@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from qgraph._errors import QGraphError
 from qgraph.ir.dtypes import DType
@@ -31,6 +31,11 @@ class Storage(NamedTuple):
 Operand = str | Storage
 
 
+def _not_a_view(op: Op, *types: TensorType) -> Packing | str:
+    del types
+    return f"{op.name} is not a view: its result is not packed"
+
+
 @dataclass(frozen=True)
 class Op:
     """An operation with its parameters (the fields). Subclass, freeze, and say what it means.
@@ -51,6 +56,8 @@ class Op:
     flops_per_element: ClassVar[int] = 1
 
     infer: ClassVar[Callable[..., TensorType | Types]]
+    # The packing of the result of a view of quantized operands, or why it cannot stay packed.
+    carry: ClassVar[Callable[..., Packing | str]] = _not_a_view
     reference: ClassVar[Callable[..., Any]]
     registry: ClassVar[dict[str, type[Op]]] = {}
 
@@ -61,11 +68,6 @@ class Op:
             if other is not None and other.__qualname__ != cls.__qualname__:
                 raise QGraphError(f"two ops are named {cls.name!r}: {other} and {cls}")
             Op.registry[cls.name] = cls
-
-    def carry(self, *types: TensorType) -> Packing | str:
-        """The packing of the result of a view of quantized operands, or why it cannot stay packed."""
-        del types
-        return f"{self.name} is not a view: its result is not packed"
 
     def emit(self, operands: tuple[Operand, ...], inputs: Types, outputs: Types) -> Operand:
         """MLX source of the op on `operands` (names); a Storage of expressions for a packed result."""
@@ -107,9 +109,8 @@ def literal(value: object) -> str:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return f"float('{value}')"
     if isinstance(value, tuple):
-        items: tuple[object, ...] = value
-        inner = ", ".join(map(literal, items))
-        return f"({inner},)" if len(items) == 1 else f"({inner})"
+        items = [literal(item) for item in cast(tuple[object, ...], value)]
+        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
     return repr(value)
 
 
@@ -159,7 +160,7 @@ class Constant(Op):
         """The declared shape and dtype."""
         return TensorType(self.shape, self.dtype)
 
-    def reference(self) -> Any:  # noqa: ANN401  (a NumPy array; NumPy is not imported here)
+    def reference(self) -> Any:
         """The elements as a NumPy array: float64 for floats."""
         import numpy as np
 

@@ -95,7 +95,9 @@ def is_library(code: CodeType) -> bool:
     """Whether `code` belongs to qgraph itself and is not a line to show to the user."""
     known = _library_code.get(code)
     if known is None:
-        known = path.abspath(code.co_filename).startswith(_LIBRARY + path.sep) or code.co_filename.startswith("<")
+        known = path.abspath(code.co_filename).startswith(_LIBRARY + path.sep) or code.co_filename.startswith(
+            "<"
+        )
         _library_code[code] = known
     return known
 

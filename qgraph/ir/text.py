@@ -89,7 +89,7 @@ def print_graph(graph: Graph) -> str:
 
 
 _NAME = r"%[\w.\-]+"
-_HEAD = re.compile(rf"graph\((?P<inputs>.*)\) \{{")
+_HEAD = re.compile(r"graph\((?P<inputs>.*)\) \{")
 _INPUT = re.compile(rf"(?P<name>{_NAME}): (?P<type>\w+\[[\d,]*\](?::[\w@\-/*]+)?)")
 _NODE = re.compile(
     rf"(?P<results>{_NAME}(?:, {_NAME})*) = (?P<op>\w+)(?P<params>\{{.*?\}})?"

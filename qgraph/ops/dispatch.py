@@ -7,7 +7,7 @@ node; in a rule's pattern it records a pattern; elsewhere it runs at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -31,7 +31,7 @@ R = TypeVar("R")
 class Interpreter(Protocol):
     """Gives meaning to ops."""
 
-    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:
         """The results of `op`: one, or a tuple for an op with several."""
         ...
 
@@ -61,7 +61,7 @@ def install_eager(interpreter: Interpreter) -> None:
 
 
 @contextmanager
-def interpreting(interpreter: Interpreter | None) -> Iterator[None]:
+def interpreting(interpreter: Interpreter | None) -> Generator[None]:
     """Make `interpreter` the active one in this thread (None: eager)."""
     before, _current.interpreter = _current.interpreter, interpreter
     try:
@@ -71,7 +71,7 @@ def interpreting(interpreter: Interpreter | None) -> Iterator[None]:
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
+def recording(recorder: Recorder) -> Generator[None]:
     """Send calls of public functions in this thread to `recorder`."""
     before, _current.recorder = _current.recorder, recorder
     try:
@@ -85,7 +85,7 @@ def active() -> Interpreter | None:
     return _current.interpreter
 
 
-def apply(op: Op, *operands: ArrayLike) -> Any:  # noqa: ANN401
+def apply(op: Op, *operands: ArrayLike) -> Any:
     """Give `op` and its operands to the active interpreter."""
     return (_current.interpreter or _eager[0]).apply(op, operands)
 
@@ -131,7 +131,7 @@ def _quantized_type(x: QuantizedTensor) -> TensorType:
     return found
 
 
-def operand(x: ArrayLike, like: DType | None = None) -> Any:  # noqa: ANN401
+def operand(x: ArrayLike, like: DType | None = None) -> Any:
     """`x` as something an op takes. A Python scalar gets MLX's weak dtype next to an array of `like`.
 
     int: the array's dtype (i32 next to bool); float: the array's if that is a float, else f32.

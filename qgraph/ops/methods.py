@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.ops import elementwise as e
-from qgraph.ops import indexing, linear, reduce, shape
+from qgraph.ops import indexing, linear, reduce, shape, updates
 from qgraph.ops.dispatch import Array, ArrayLike
 from qgraph.quant import QuantizedTensor
 
@@ -71,9 +71,9 @@ class ArrayMethods:
         return shape.transpose(self)
 
     @property
-    def at(self) -> indexing.At:
+    def at(self) -> updates.At:
         """``x.at[index].add(v)``, ``.set(v)`` …: an updated copy."""
-        return indexing.At(self)
+        return updates.At(self)
 
     def __getitem__(self, index: Any) -> Array:  # noqa: ANN401
         return indexing.getitem(self, index)

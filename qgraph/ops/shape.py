@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,16 +21,13 @@ class View(Op):
 
     view = True
     packed = True
+    shape_rule: ClassVar[Callable[..., Shape]]  # the result's shape from the operands'
 
     def infer(self, *types: TensorType) -> TensorType:
         """`shape_rule` gives the shape, `carry` the packing."""
         shape = self.shape_rule(*(t.shape for t in types))
         carried = self.carry(*types) if types[0].packing else None
         return TensorType(shape, types[0].dtype, carried if isinstance(carried, Packing) else None)
-
-    def shape_rule(self, *shapes: Shape) -> Shape:
-        """The result's shape."""
-        raise NotImplementedError
 
     def emit(self, operands: tuple[Operand, ...], inputs: Types, outputs: Types) -> Operand:
         """The template for dense values, `emit_packed` for packed ones."""
@@ -39,8 +36,8 @@ class View(Op):
         return self.emit_packed(operands, inputs, outputs[0])
 
     def emit_packed(self, operands: tuple[Any, ...], inputs: Types, out: TensorType) -> Operand:
-        """Source of the storage of a packed result."""
-        raise NotImplementedError
+        """Source of the storage of a packed result; for views whose `carry` can keep one."""
+        raise AssertionError(f"{self.name} never stays packed")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ process, MLX 0.32.4, Linux):
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import mlx.core as mx
@@ -76,14 +77,17 @@ def load_flat(
     triplets = find_triplets(layout.entries, layout.declared)
     total = sum(entry.nbytes for entry in layout.entries.values())
     _check_memory(path, total)
+    arrays: dict[str, mx.array] = {}
     try:
-        arrays = _read_all(layout, total, progress)
+        for header in layout.headers:
+            done = sum(array.nbytes for array in arrays.values())
+            arrays |= read_arrays(header, done, total, progress)
         _check_bools(layout, arrays)
         if not allow_nonfinite:
             _check_finite(triplets, arrays)
         return _assemble(layout, triplets, arrays)
     except BaseException:
-        mx.clear_cache()  # give the memory of a failed load back to the system
+        _drop(arrays)
         raise
 
 
@@ -98,17 +102,6 @@ def _check_memory(path: str | os.PathLike[str], total: int) -> None:
         raise refuse(path, cause, fix="use a machine with more memory, or check the file")
 
 
-def _read_all(layout: Layout, total: int, progress: Progress | None) -> dict[str, mx.array]:
-    arrays: dict[str, mx.array] = {}
-    for header in layout.headers:
-        arrays |= read_arrays(header, _nbytes(arrays), total, progress)
-    return arrays
-
-
-def _nbytes(arrays: Mapping[str, mx.array]) -> int:
-    return sum(array.nbytes for array in arrays.values())
-
-
 def read_arrays(
     header: Header, done: int = 0, total: int = 0, progress: Progress | None = None
 ) -> dict[str, mx.array]:
@@ -117,21 +110,38 @@ def read_arrays(
     Errors: CheckpointError if a read fails, or the file changed since its header was read.
     """
     _check_unchanged(header)
-    try:
-        # Explicit: the name of a blob in a download cache has no suffix.
+    # Explicit format: the name of a blob in a download cache has no suffix.
+    with _reading(header):
         arrays = cast("dict[str, mx.array]", mx.load(str(header.path), format="safetensors"))
+    try:
         _check_same(header, arrays)
         # An unevaluated array belongs to this thread, and a read that failed once gives garbage
         # the second time: so all is read here, or the whole load fails.
         for batch in _batches(header):
-            mx.eval([arrays[entry.name] for entry in batch])  # pyright: ignore[reportUnknownMemberType]
+            with _reading(header):
+                mx.eval([arrays[e.name] for e in batch])  # pyright: ignore[reportUnknownMemberType]
             done += sum(entry.nbytes for entry in batch)
             if progress is not None:
                 progress(done, total)
+        _check_unchanged(header)
+    except BaseException:
+        _drop(arrays)
+        raise
+    return arrays
+
+
+@contextmanager
+def _reading(header: Header) -> Generator[None, None, None]:
+    try:
+        yield
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise refuse(header.path, f"cannot be read: {error}", fix=_AGAIN) from error
-    _check_unchanged(header)
-    return arrays
+
+
+def _drop(arrays: dict[str, mx.array]) -> None:
+    """Free a failed load: the traceback would keep its memory in use and its file open."""
+    arrays.clear()
+    mx.clear_cache()
 
 
 def _batches(header: Header) -> list[list[Entry]]:

@@ -212,6 +212,11 @@ def pack(
     q = quantization
     if w.size == 0:  # MLX divides by zero on empty input, which kills the process
         return QuantizedTensor(*_empty(w, q), q, global_scale, w.dtype)
+    if _odd_groups(w.size, q):
+        rows, both = w.shape[0], pack(mx.concatenate([w, w]), q, global_scale)
+        return QuantizedTensor(
+            both.packed[:rows], both.scales[:rows], None, q, global_scale, w.dtype
+        )
     parts = mx.quantize(w, q.group_size, q.bits, q.mode, global_scale=global_scale)
     biases = parts[2] if q.has_biases else None
     return QuantizedTensor(parts[0], parts[1], biases, q, global_scale, w.dtype)
@@ -241,10 +246,13 @@ def unpack(t: QuantizedTensor, dtype: mx.Dtype | None = None) -> mx.array:
         )
     if t.size == 0:  # as in pack
         return mx.zeros(t.shape, dtype)
-    q = t.quantization
+    q, packed, scales = t.quantization, t.packed, t.scales
+    if _odd_groups(t.size, q):
+        packed, scales = mx.concatenate([packed, packed]), mx.concatenate([scales, scales])
     dense = mx.dequantize(
-        t.packed, t.scales, t.biases, q.group_size, q.bits, q.mode, t.global_scale, dtype
+        packed, scales, t.biases, q.group_size, q.bits, q.mode, t.global_scale, dtype
     )
+    dense = dense[: t.packed.shape[0]] if packed is not t.packed else dense
     return dense if t.axis == -1 else mx.moveaxis(dense, -1, t.axis)
 
 
@@ -351,6 +359,11 @@ def _check_packable(w: object, q: Quantization) -> None:
             fix=f"pad the last axis to {-(-k // group) * group}, "
             f"or pick a group_size that divides {k}",
         )
+
+
+def _odd_groups(size: int, q: Quantization) -> bool:
+    """True where MLX 0.32 fails on CPU: it takes 32 weights at a time, nvfp4 has groups of 16."""
+    return size % 32 != 0 and q.group_size < 32
 
 
 def _empty(w: mx.array, q: Quantization) -> tuple[mx.array, mx.array, mx.array | None]:

@@ -61,7 +61,9 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], pass_name: str, context: Co
 
 
 class _Sweep:
-    def __init__(self, graph: Graph, table: dict[str, list[_Compiled]], pass_name: str, context: Context) -> None:
+    def __init__(
+        self, graph: Graph, table: dict[str, list[_Compiled]], pass_name: str, context: Context
+    ) -> None:
         self.graph = graph
         self.table = table
         self.pass_name = pass_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant
@@ -13,7 +14,7 @@ from qgraph.rewrite.pattern import AnyOf, Call, Number, Pattern, Variable
 from qgraph.trace.tracer import Trace, Tracer
 
 
-class NoMatch(Exception):  # noqa: N818  (it is a decision, not an error)
+class NoMatch(Exception):
     """Raised by `Match.require`; carries the reason and the value that it speaks of."""
 
     def __init__(self, reason: str, at: Value | None = None) -> None:
@@ -140,8 +141,8 @@ class Matcher:
         trace = Trace(self.graph.builder, origin=lambda: node.origin)
         with interpreting(trace):
             made = pattern.function(*(Tracer(trace, v) for v in node.inputs), **pattern.keywords)
-        first = made[0] if isinstance(made, (tuple, list)) else made
-        return isinstance(first, Tracer) and first.value.op == node.op
+        results: list[Any] = list(made) if isinstance(made, (tuple, list)) else [made]  # pyright: ignore[reportUnknownArgumentType]
+        return isinstance(results[0], Tracer) and results[0].value.op == node.op
 
     def _number(self, pattern: Number, value: Value, found: Found, then: Continue) -> Found | None:
         op = value.op
@@ -169,7 +170,7 @@ class Matcher:
         state = found.copy()
         state.values[pattern.name] = value
         result = then(state)
-        # A variable takes the value as it is first; a rule that looks through casts may need what is under one.
+        # The value as it is comes first; a rule that looks through casts may need what is under one.
         return result if result is not None else self._skip(pattern, value, found, then)
 
 
@@ -197,5 +198,3 @@ def pattern_size(pattern: Pattern) -> int:
     if isinstance(pattern, AnyOf):
         return max(map(pattern_size, pattern.alternatives))
     return 0
-
-

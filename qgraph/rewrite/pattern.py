@@ -27,7 +27,7 @@ class Pattern(ArrayMethods):
     __slots__ = ("__dict__",)
     name: str = ""
 
-    def named(self, name: str) -> Any:  # noqa: ANN401
+    def named(self, name: str) -> Any:
         """Name an interior value: ``m["base"]`` in check and rewrite."""
         self.name = name
         return self
@@ -89,12 +89,12 @@ class AnyOf(Pattern):
         return " | ".join(map(str, self.alternatives))
 
 
-def any_of(*alternatives: Any) -> Any:  # noqa: ANN401
+def any_of(*alternatives: Any) -> Any:
     """In a pattern: one of several forms."""
     return AnyOf(tuple(_pattern(a) for a in alternatives))
 
 
-def _pattern(x: Any) -> Pattern:  # noqa: ANN401
+def _pattern(x: Any) -> Pattern:
     if isinstance(x, Pattern):
         return x
     if isinstance(x, (bool, int, float)):
@@ -120,7 +120,9 @@ def trace_pattern(function: Callable[..., Any]) -> tuple[Pattern, tuple[str, ...
     with recording(_Recorder()):
         result = function(None, *variables)
     if not isinstance(result, (Call, AnyOf)):
-        raise RuleError(f"{function.__qualname__} returns {result!r}", fix="a pattern returns the op to replace")
+        raise RuleError(
+            f"{function.__qualname__} returns {result!r}", fix="a pattern returns the op to replace"
+        )
     return result, tuple(names)
 
 

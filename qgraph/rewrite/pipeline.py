@@ -76,7 +76,9 @@ class Pipeline:
         items = re.findall(r"\s*([\w\-]+)\s*(?:\{([^}]*)\})?\s*(,|$)", text)
         again = ",".join(f"{n}{{{o}}}" if o else n for n, o, _ in items)
         if re.sub(r"\s", "", again) != re.sub(r"\s|\{\}", "", text):
-            raise RuleError(f"cannot read the pipeline {text!r}", fix="write e.g. canonicalize,legalize{strict=true}")
+            raise RuleError(
+                f"cannot read the pipeline {text!r}", fix="write e.g. canonicalize,legalize{strict=true}"
+            )
         pipeline = cls(tuple(_parse_pass(name, options) for name, options, _ in items if name))
         pipeline.check_order()
         return pipeline
@@ -164,7 +166,9 @@ def _parse_pass(name: str, options: str) -> Pass:
     for item in filter(None, (o.strip() for o in options.split(","))):
         key, equals, text = (part.strip() for part in item.partition("="))
         if key not in known or not equals:
-            raise RuleError(f"{name} has no option {item!r}", fix=f"its options: {', '.join(known) or 'none'}")
+            raise RuleError(
+                f"{name} has no option {item!r}", fix=f"its options: {', '.join(known) or 'none'}"
+            )
         values[key] = _option(name, key, text, known[key].default)
     return kind(**values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qgraph._errors import RuleError
 from qgraph.rewrite.passes import Pass
@@ -29,17 +29,18 @@ def register(name: str) -> Callable[[T], T]:
     """
 
     def add(cls: T) -> T:
-        made: type[Pass]
-        if issubclass(cls, Rule):
-            cls.name = name
-            made = type(cls.__name__, (Pass,), {"name": name, "rules": (cls,), "__module__": cls.__module__})
-        else:
-            made = cls
-            made.name = name
+        cls.name = name
+        made: Any = _pass_of(cls) if issubclass(cls, Rule) else cls
         _add(made, replace=_passes.get(name))
         return cls
 
     return add
+
+
+def _pass_of(rule: type[Rule]) -> type[Pass]:
+    """The pass that applies one rule."""
+    body = {"name": rule.name, "rules": (rule,), "__module__": rule.__module__, "__doc__": rule.__doc__}
+    return type(rule.__name__, (Pass,), body)
 
 
 def _add(made: type[Pass], replace: type[Pass] | None) -> None:

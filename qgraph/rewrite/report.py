@@ -91,7 +91,9 @@ def make_report(before: Graph, after: Graph, context: Context) -> Report:
         if not packed and not why_lost:
             continue
         became = kernels.get(id(node.origin.source)) if node.origin.sources else None
-        reasons = _notes(node, context) if became else (why_lost,) if why_lost else _reasons(node, before, context)
+        reasons = (
+            _notes(node, context) if became else (why_lost,) if why_lost else _reasons(node, before, context)
+        )
         sites.append(_site(node, names, became or UNPACKING, reasons))
     return Report(tuple(sites))
 

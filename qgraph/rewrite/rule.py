@@ -13,6 +13,10 @@ from qgraph.rewrite.match import Found, NoMatch
 from qgraph.trace.tracer import Trace, Tracer
 
 
+def _accept(rule: Rule, m: Match, **values: Any) -> None:
+    """Every match is wanted."""
+
+
 class Rule:
     """A local rewrite. Write `pattern`, and `rewrite`; `check` when not every match is wanted.
 
@@ -38,10 +42,8 @@ class Rule:
     shared: ClassVar[Literal["refuse", "recompute"]] = "refuse"
 
     pattern: ClassVar[Callable[..., Any]]
+    check: ClassVar[Callable[..., None]] = _accept
     rewrite: ClassVar[Callable[..., Any]]
-
-    def check(self, m: Match, **values: Any) -> None:  # noqa: ANN401
-        """Refuse by ``m.require(condition, reason, value)``; the default accepts every match."""
 
     def __init_subclass__(cls) -> None:
         """A rule's name is its class name in words, unless it has one."""
@@ -70,7 +72,7 @@ class Match:
         self._asked: set[str] = set()
 
     @staticmethod
-    def require(condition: object, reason: str, at: Any = None) -> None:  # noqa: ANN401
+    def require(condition: object, reason: str, at: Any = None) -> None:
         """Refuse the match for `reason` unless `condition` holds; `at` is the value to point at."""
         if not condition:
             raise NoMatch(reason, at.value if isinstance(at, Tracer) else at)
@@ -88,7 +90,7 @@ class Match:
         self._context.notes[self.root] = text
 
     @property
-    def type(self) -> Any:  # noqa: ANN401
+    def type(self) -> Any:
         """The TensorType of what is replaced."""
         return self.root.outputs[0].type
 
@@ -117,7 +119,7 @@ class Match:
             )
 
 
-def replacement(match: Match, made: Any) -> Value:  # noqa: ANN401
+def replacement(match: Match, made: Any) -> Value:
     """The value that a rewrite returned, checked against what it replaces."""
     old = match.root.outputs[0]
     if not isinstance(made, Tracer):

@@ -1,0 +1,1 @@
+"""Frontend 1: traced values, argument trees and scopes."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Never
 
 import mlx.core as mx
 
 from qgraph._errors import QGraphError, TraceError
-from qgraph.ir.graph import Builder, Graph, Value
+from qgraph.ir.graph import Builder, Value
 from qgraph.ir.op import Op
 from qgraph.ir.origin import Origin, user_source
 from qgraph.ir.types import TensorType
@@ -85,7 +85,9 @@ class Tracer(ArrayMethods):
         )
 
     def _number(self) -> Never:
-        raise self._refusal("a Python number from a traced value", "keep it an array; qg functions take it as is")
+        raise self._refusal(
+            "a Python number from a traced value", "keep it an array; qg functions take it as is"
+        )
 
     __float__ = __int__ = __index__ = __complex__ = _number
 
@@ -101,7 +103,9 @@ class Tracer(ArrayMethods):
         raise self._refusal("a NumPy function on a traced value", "use the qg function of the same name")
 
     def __setitem__(self, index: object, update: object) -> Never:
-        raise self._refusal("x[...] = v on a traced value", "write x = x.at[index].set(v), which gives a new value")
+        raise self._refusal(
+            "x[...] = v on a traced value", "write x = x.at[index].set(v), which gives a new value"
+        )
 
 
 class _Scopes(threading.local):
@@ -112,7 +116,7 @@ _scopes = _Scopes()
 
 
 @contextmanager
-def scope(name: str) -> Iterator[None]:
+def scope(name: str) -> Generator[None]:
     """Name the module that the nodes traced inside belong to; scopes nest with dots.
 
     >>> import mlx.core as mx, qgraph as qg
@@ -150,7 +154,7 @@ class Trace:
             return self._origin()
         return Origin((user_source(3),), _scopes.path)
 
-    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:
         """Record `op`; the interpreter's side of every qg function."""
         values = [self.lift(x) for x in operands]
         origin = self.origin()
@@ -163,7 +167,7 @@ class Trace:
         results = tuple(Tracer(self, v) for v in node.outputs)
         return results[0] if len(results) == 1 else results
 
-    def lift(self, x: Any) -> Value:  # noqa: ANN401
+    def lift(self, x: Any) -> Value:
         """The value of an operand; an array from outside becomes a captured input."""
         if isinstance(x, Tracer):
             if x.trace is not self:
@@ -181,7 +185,7 @@ class Trace:
         return Tracer(self, value)
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Generator[None]:
         """Record what runs inside, in this thread."""
         with interpreting(self):
             yield
@@ -210,17 +214,3 @@ def current_trace() -> Trace | None:
     """The trace that is active in this thread."""
     found = active()
     return found if isinstance(found, Trace) else None
-
-
-def trace_values(
-    function: Callable[..., Any], types: dict[str, TensorType], name: str = "f"
-) -> tuple[Graph, Any]:
-    """Trace ``function(*tracers)`` for inputs of the given types: the graph and what was returned."""
-    trace = Trace(Builder(), name)
-    inputs = [trace.builder.input(label, t) for label, t in types.items()]
-    with trace.recording():
-        out = function(*(trace.tracer(v) for v in inputs))
-    trace.finished = True
-    results = out if isinstance(out, (tuple, list)) else [out]
-    captured = [v for _, v in trace.captures.values()]
-    return Graph([*inputs, *captured], [trace.lift(r) for r in results], trace.builder), out

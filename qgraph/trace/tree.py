@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -15,7 +15,7 @@ Leaf = Any
 Spec = tuple[Any, ...]  # tokens that determine the tree up to its leaves
 
 
-def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:  # noqa: ANN401
+def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:
     """Append the arrays of `tree` to `leaves`, and to `spec` the tokens that tell its structure.
 
     Everything that is not an array or a container is static: its type and value are tokens. Two trees
@@ -26,36 +26,41 @@ def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:  # noqa: AN
     >>> len(leaves), spec
     (1, ['dict', ('w', 'k'), 'leaf', 'tuple', 2, ('int', 3), None])
     """
-    kind = type(tree)
+    kind = cast(Any, type(tree))
     if kind is mx.array or isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
         leaves.append(tree)
         spec.append("leaf")
-    elif kind is dict:
-        spec += ("dict", tuple(tree))
-        for item in tree.values():
-            flatten(item, leaves, spec)
-    elif kind is list or kind is tuple:
-        spec += (kind.__name__, len(tree))
-        for item in tree:
-            flatten(item, leaves, spec)
-    elif tree is None:
-        spec.append(None)
-    elif hasattr(tree, "__array__"):
+        return
+    if hasattr(kind, "__array__"):
         leaves.append(mx.array(tree))
         spec.append("leaf")
-    elif isinstance(tree, tuple) and hasattr(kind, "_fields"):
+        return
+    children = _container(tree, kind, spec)
+    if children is None:
+        spec.append(None if tree is None else _static(tree))
+        return
+    for child in children:
+        flatten(child, leaves, spec)
+
+
+def _container(tree: Any, kind: Any, spec: list[Any]) -> list[Any] | None:
+    """The children of a container, its tokens appended to `spec`; None for anything else."""
+    if kind is dict:
+        spec += ("dict", tuple(tree))
+        return list(tree.values())
+    if kind is list or kind is tuple:
+        spec += (kind.__name__, len(tree))
+        return list(tree)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         spec += ("namedtuple", kind)
-        for item in tree:  # pyright: ignore[reportUnknownVariableType]
-            flatten(item, leaves, spec)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return list(tree)
+    if dataclasses.is_dataclass(kind):
         spec += ("dataclass", kind)
-        for f in dataclasses.fields(tree):
-            flatten(getattr(tree, f.name), leaves, spec)
-    else:
-        spec.append(_static(tree))
+        return [getattr(tree, f.name) for f in dataclasses.fields(kind)]
+    return None
 
 
-def _static(value: Any) -> Any:  # noqa: ANN401
+def _static(value: Any) -> Any:
     if isinstance(value, float):  # 0.0 == -0.0 and nan != nan, but each is one value
         return ("float", value.hex())
     try:
@@ -68,11 +73,11 @@ def _static(value: Any) -> Any:  # noqa: ANN401
     return (type(value).__name__ if isinstance(value, (int, bool, str)) else type(value), value)
 
 
-def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:  # noqa: ANN401
+def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
     """The tree of `spec` with `leaves` in their places."""
     tokens, arrays = iter(spec), iter(leaves)
 
-    def build() -> Any:  # noqa: ANN401
+    def build() -> Any:
         token = next(tokens)
         if token == "leaf":
             return next(arrays)
@@ -94,14 +99,14 @@ def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:  # noqa: ANN401
     return build()
 
 
-def _rebuild(kind: Any, fields: dict[str, Any]) -> Any:  # noqa: ANN401
+def _rebuild(kind: Any, fields: dict[str, Any]) -> Any:
     made = object.__new__(kind)
     for name, value in fields.items():
         object.__setattr__(made, name, value)
     return made
 
 
-def paths(tree: Any, prefix: str, visit: Callable[[str], None]) -> None:  # noqa: ANN401
+def paths(tree: Any, prefix: str, visit: Callable[[str], None]) -> None:
     """Call `visit` with the dotted path of every leaf, in `flatten`'s order."""
     children: list[tuple[str, Any]]
     if isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):

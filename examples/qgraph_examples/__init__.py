@@ -1,0 +1,1 @@
+"""Models written against qgraph, and the demo model that `qgraph demo` runs."""

@@ -1,0 +1,83 @@
+"""Text to token ids and back: mlx-lm's tokenizers, loaded only when they are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qgraph._errors import CheckpointError, QGraphError
+from qgraph.quant.strict_file import clip, read_json
+
+Tokenizer = Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
+
+
+def load_tokenizer(folder: Path, config: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, with its end-of-text ids.
+
+    Errors: QGraphError without mlx-lm; CheckpointError for a folder without a readable tokenizer.
+    """
+    try:
+        from mlx_lm.tokenizer_utils import load as load_from
+    except ImportError as error:
+        raise QGraphError(
+            f"text needs mlx-lm's tokenizers, which are not installed ({error})",
+            fix='pip install "qgraph[lm]"',
+        ) from error
+    try:
+        return load_from(folder, eos_token_ids=_end_ids(folder, config))
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
+        cause = clip(str(error).partition("\n")[0], 120)
+        raise CheckpointError(
+            f"{clip(folder.name, 60)}: no usable tokenizer: {cause}",
+            fix="copy tokenizer.json and tokenizer_config.json of the original model into the folder",
+        ) from error
+
+
+def _end_ids(folder: Path, config: Mapping[str, object]) -> list[int] | None:
+    """Ids that end a text, as mlx-lm finds them: generation_config.json goes before config.json."""
+    found = config.get("eos_token_id")
+    path = folder / "generation_config.json"
+    if path.exists():
+        found = read_json(path, constants=True).get("eos_token_id") or found
+    ids: list[object] = list(found) if isinstance(found, list) else [found]  # pyright: ignore[reportUnknownArgumentType]
+    if any(type(i) is not int for i in ids):
+        return None
+    return [i for i in ids if isinstance(i, int)]
+
+
+def encode(tokenizer: Tokenizer, prompt: str, *, chat: bool = False) -> list[int]:
+    """The token ids of a prompt; with `chat`, in the model's chat template if it has one."""
+    if chat and tokenizer.has_chat_template:
+        return list(
+            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        )
+    # As mlx-lm: a prompt that starts with the begin token is not given another.
+    begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return list(tokenizer.encode(prompt, add_special_tokens=not begins))
+
+
+def check_tokens(tokens: Sequence[int], vocab: int, context: int) -> None:
+    """Errors: QGraphError for no tokens, ids outside the vocabulary, or more than the model can hold.
+
+    >>> check_tokens([1, 99], vocab=96, context=256)
+    Traceback (most recent call last):
+        ...
+    qgraph._errors.QGraphError: token id 99 is outside the model's vocabulary of 96
+      fix: use the tokenizer that belongs to the model
+    """
+    if not tokens:
+        raise QGraphError("the prompt is empty", fix="pass at least one character")
+    # MLX does not check indices: one outside the embedding reads other memory.
+    bad = next((t for t in tokens if not 0 <= t < vocab), None)
+    if bad is not None:
+        raise QGraphError(
+            f"token id {bad} is outside the model's vocabulary of {vocab}",
+            fix="use the tokenizer that belongs to the model",
+        )
+    if len(tokens) >= context:
+        raise QGraphError(
+            f"the prompt has {len(tokens)} tokens, the model holds {context} with the answer",
+            fix="shorten the prompt",
+        )

@@ -1,0 +1,299 @@
+"""Writing by index, as functions: each gives an updated copy."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
+from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of, type_of
+from qgraph.ops.elementwise import astype
+from qgraph.ops.indexing import (
+    Subscript,
+    TakeAlongAxis,
+    block,
+    check_block,
+    clamped,
+    index_operand,
+)
+from qgraph.ops.shape import broadcast_to, flatten, reshape, transpose
+
+__all__ = ["At", "put_along_axis", "slice_update"]
+
+
+def like(update: ArrayLike, a: ArrayLike) -> Any:
+    """`update` in the dtype of `a`."""
+    dtype = type_of(a).dtype
+    return astype(operand(update, dtype), dtype)
+
+
+@dataclass(frozen=True)
+class SliceUpdate(Op):
+    """Replace the block that begins where an array of indices says.
+
+    A start too far is moved back until the block fits, so that no other memory is written.
+    """
+
+    name = "slice_update"
+    flops_per_element = 0
+    axes: tuple[int, ...] = ()
+
+    def infer(self, a: TensorType, update: TensorType, start: TensorType) -> TensorType:
+        """The type of a, which the update must have but for its sizes on `axes`."""
+        check_block(self.name, a, start, self.axes, update.shape)
+        if update.dtype is not a.dtype:
+            raise DTypeError(f"{self.name}: an update of {update.dtype} in {a.dtype}", fix="cast the update")
+        outside = [i for i in range(a.ndim) if i not in self.axes and update.shape[i] != a.shape[i]]
+        if outside:
+            raise ShapeError(f"{self.name}: {update.shape} does not fill axes {outside} of {a.shape}")
+        return a.dense()
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.slice_update` at clamped starts."""
+        a, update, start = operands
+        where = clamped(start, inputs[0].shape, self.axes, inputs[1].shape)
+        return f"mx.slice_update({a}, {update}, {where}, {self.axes})"
+
+    def reference(self, a: Any, update: Any, start: Any) -> Any:
+        """Assignment to a copy."""
+        out = np.array(a)
+        out[block(a.shape, start, self.axes, np.shape(update))] = update
+        return out
+
+
+@frontend
+def slice_update(a: ArrayLike, update: ArrayLike, start_indices: ArrayLike, axes: Sequence[int]) -> Array:
+    """`a` with the block at `start_indices` along `axes` replaced by `update`, cast to a's dtype.
+
+    A start at which the block does not fit is moved until it does (MLX would write other memory).
+    Shape: a's; the update broadcasts outside `axes`.  Source: mlx.core.slice_update.
+    """
+    a = operand(a)
+    shape = shape_of(a)
+    normal = tuple(normalize_axis(x, len(shape)) for x in axes)
+    update = like(update, a)
+    given = shape_of(update)
+    if len(given) > len(shape):
+        raise ShapeError(f"slice_update: an update {given} in an array {shape}", fix="drop leading axes")
+    sizes = (1,) * (len(shape) - len(given)) + given
+    full = tuple(s if i in normal else n for i, (s, n) in enumerate(zip(sizes, shape, strict=True)))
+    return apply(SliceUpdate(normal), a, broadcast_to(update, full), index_operand(start_indices))
+
+
+@dataclass(frozen=True)
+class PutAlongAxis(Op):
+    """Replace one element for every index, in its own row along `axis`."""
+
+    name = "put_along_axis"
+    mlx = "mx.put_along_axis({0}, {1}, {2}, axis={axis})"
+    flops_per_element = 0
+    axis: int = -1
+
+    def infer(self, a: TensorType, indices: TensorType, values: TensorType) -> TensorType:
+        """The type of a."""
+        shape = TakeAlongAxis(self.axis).shape_rule(a, indices)
+        if _outside(shape, self.axis) != _outside(a.shape, self.axis):
+            raise ShapeError(f"{self.name}: indices {indices.shape} do not fit {a.shape} outside the axis")
+        if broadcast_shapes(shape, values.shape) != shape:
+            raise ShapeError(f"{self.name}: values {values.shape} do not broadcast to {shape}")
+        if values.dtype is not a.dtype:
+            raise DTypeError(f"{self.name}: values of {values.dtype} in {a.dtype}", fix="cast the values")
+        return a.dense()
+
+    def reference(self, a: Any, indices: Any, values: Any) -> Any:
+        """NumPy's put_along_axis, on a copy."""
+        out = np.array(a)
+        axis = self.axis % out.ndim
+        shape = (*out.shape[:axis], indices.shape[axis], *out.shape[axis + 1 :])
+        where = np.broadcast_to(indices, shape).astype(np.int64)
+        np.put_along_axis(out, where, np.broadcast_to(values, shape), axis)
+        return out
+
+
+def _outside(shape: Shape, axis: int) -> Shape:
+    return tuple(s for i, s in enumerate(shape) if i != axis % len(shape))
+
+
+@frontend
+def put_along_axis(
+    a: ArrayLike, /, indices: ArrayLike, values: ArrayLike, axis: int | None = None
+) -> Array:
+    """`a` with `values` at `indices` along `axis` (None: of a flattened).
+
+    Shape: a's; the values broadcast to the indices.  Which of several values for one element stays is
+    undefined.  Source: mlx.core.put_along_axis.
+    """
+    a = operand(a)
+    flat, at = (flatten(a), 0) if axis is None else (a, normalize_axis(axis, len(shape_of(a))))
+    where = index_operand(indices, shape_of(flat)[at], at)
+    return reshape(apply(PutAlongAxis(at), flat, where, like(values, a)), shape_of(a))
+
+
+# How each kind of update acts on a copy in the reference, with repeated indices counted each time.
+_UPDATES: dict[str, Callable[..., Any]] = {
+    "add": np.add.at,
+    "subtract": np.subtract.at,
+    "multiply": np.multiply.at,
+    "divide": np.divide.at,
+    "maximum": np.maximum.at,
+    "minimum": np.minimum.at,
+}
+Entry = int | tuple[int, int, int] | str
+
+
+@dataclass(frozen=True)
+class IndexUpdate(Op):
+    """``a[index] = v`` (or ``+= v`` …) on a copy.
+
+    `index` has one entry for each of the first axes: an int, (start, stop, step), or ``"array"`` for the
+    next one of the operands behind the update.
+    """
+
+    name = "index_update"
+    kind: str = "set"
+    index: tuple[Entry, ...] = ()
+
+    def infer(self, a: TensorType, update: TensorType, *indices: TensorType) -> TensorType:
+        """The type of a; the update broadcasts to what the index selects."""
+        if self.kind != "set" and self.kind not in _UPDATES:
+            raise DTypeError(f"index_update: no kind {self.kind!r}", fix=f"use set, {', '.join(_UPDATES)}")
+        if update.dtype is not a.dtype:
+            raise DTypeError(f"index_update: an update of {update.dtype} in {a.dtype}", fix="cast the update")
+        target = self.target(a.shape, [t.shape for t in indices])
+        if broadcast_shapes(target, update.shape) != target:
+            raise ShapeError(f"x.at[...].{self.kind}: {update.shape} does not broadcast to {target}")
+        return a.dense()
+
+    def target(self, shape: Shape, indices: Sequence[Shape]) -> Shape:
+        """The shape of what the index selects."""
+        entries = dict(enumerate(self.index))
+        advanced = [i for i, e in entries.items() if not isinstance(e, tuple)]
+        rest = [
+            (i, len(range(*e)) if isinstance(e, tuple) else n)
+            for i, (n, e) in enumerate((n, entries.get(i)) for i, n in enumerate(shape))
+            if i not in advanced
+        ]
+        if "array" not in self.index:
+            return tuple(n for _, n in rest)
+        if advanced[-1] - advanced[0] != len(advanced) - 1:
+            raise ShapeError(f"index_update: slices between the arrays in {self.index}", fix="transpose a first")
+        before = [n for i, n in rest if i < advanced[0]]
+        after = [n for i, n in rest if i > advanced[0]]
+        return (*before, *broadcast_shapes(*indices), *after)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """MLX's `at`; for "set", which it lacks, an assignment to a copy, as one expression."""
+        a, update = operands[:2]
+        if self.kind != "set":
+            return f"{a}.at[{self.subscript(operands[2:], '{}:{}:{}')}].{self.kind}({update})"
+        index = self.subscript(operands[2:], "slice({}, {}, {})")
+        return f"(copy := mx.array({a})).__setitem__(({index},), {update}) or copy"
+
+    def subscript(self, indices: tuple[str, ...], form: str) -> str:
+        """The index as source; `form` has the places for start, stop and step."""
+        left = iter(indices)
+        parts: list[str] = []
+        for e in self.index:
+            if isinstance(e, tuple):
+                # A stop before the first element has no number: -1 would be the last one.
+                start, stop, step = e
+                end: object = stop
+                if step < 0 and stop < 0:
+                    end = None if form.startswith("slice") else ""
+                parts.append(form.format(start, end, step))
+            else:
+                parts.append(next(left) if e == "array" else str(e))
+        return ", ".join(parts) or "..."
+
+    def reference(self, a: Any, update: Any, *indices: Any) -> Any:
+        """The same on a copy; with repeated indices, the last one set stays."""
+        out, left = np.array(a), iter(indices)
+        index: list[Any] = []
+        for e in self.index:
+            if isinstance(e, tuple):
+                start, stop, step = e
+                index.append(builtins.slice(start, None if step < 0 and stop < 0 else stop, step))
+            else:
+                index.append(next(left) if e == "array" else e)
+        if self.kind == "set":
+            out[tuple(index)] = update
+        else:
+            _UPDATES[self.kind](out, tuple(index), update)
+        return out
+
+    def flops(self, inputs: Types, outputs: Types) -> int:
+        """One operation for every element of the update."""
+        return inputs[1].size if self.kind != "set" else 0
+
+
+class At:
+    """``x.at``: subscript it, then say what to do there. Every method gives an updated copy.
+
+    The update is cast to the dtype of x and broadcast. Where an index repeats, `add` and its kin count
+    every one; which value `set` leaves is undefined.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.At(mx.zeros(3))[mx.array([0, 0])].add(1.0).tolist()
+    [2.0, 0.0, 0.0]
+    """
+
+    __slots__ = ("_a", "_index")
+
+    def __init__(self, a: ArrayLike, index: Any = None) -> None:
+        self._a = operand(a)
+        self._index = index
+
+    def __getitem__(self, index: Any) -> At:
+        """The place to update: ints, slices and integer arrays."""
+        return At(self._a, (index,))
+
+    def set(self, values: ArrayLike) -> Array:
+        """Replace the elements."""
+        return self._update("set", values)
+
+    def add(self, values: ArrayLike) -> Array:
+        """Add to the elements."""
+        return self._update("add", values)
+
+    def subtract(self, values: ArrayLike) -> Array:
+        """Subtract from the elements."""
+        return self._update("subtract", values)
+
+    def multiply(self, values: ArrayLike) -> Array:
+        """Multiply the elements."""
+        return self._update("multiply", values)
+
+    def divide(self, values: ArrayLike) -> Array:
+        """Divide the elements, which must be floats."""
+        dtype = type_of(self._a).dtype
+        if not (dtype.is_float or dtype.is_complex):
+            raise DTypeError(f"x.at[...].divide: x is {dtype}", fix="cast x to a float dtype")
+        return self._update("divide", values)
+
+    def maximum(self, values: ArrayLike) -> Array:
+        """Replace the elements that are smaller."""
+        return self._update("maximum", values)
+
+    def minimum(self, values: ArrayLike) -> Array:
+        """Replace the elements that are larger."""
+        return self._update("minimum", values)
+
+    def _update(self, kind: str, values: ArrayLike) -> Array:
+        if self._index is None:
+            raise ShapeError(f"x.at.{kind}: no index given", fix=f"write x.at[index].{kind}(v)")
+        s = Subscript(shape_of(self._a), self._index[0])
+        if any(e is None for e in s.entries):
+            raise ShapeError(f"x.at[None].{kind}: no new axes here", fix="reshape the values instead")
+        entries = tuple(e if isinstance(e, (int, tuple)) else "array" for e in s.entries)
+        order = list(range(len(entries)))
+        if s.arrays and s.front() == 0:  # MLX writes in another order than it reads where slices stand between
+            order.sort(key=lambda i: isinstance(entries[i], tuple))
+        op = IndexUpdate(kind, tuple(entries[i] for i in order))
+        out = apply(op, transpose(self._a, order), like(values, self._a), *s.arrays)
+        return transpose(out, [order.index(i) for i in range(len(order))])
