@@ -11,10 +11,13 @@ import re
 from dataclasses import dataclass
 
 from qgraph._errors import QGraphError
+from qgraph.execute.vmap import PRODUCTS, first_activations
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Input, Operand, Storage
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
+
+GUARD = "refuse_vmap"
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class _Writer:
         self.lines: list[str] = []
         self.constants: list[tuple[str, str]] = []
         self.names: dict[Value, Operand] = {}
-        self.taken: set[str] = {"mx", "program", "copy"}  # copy: what index_update binds
+        self.taken: set[str] = {"mx", "program", "copy", GUARD}  # copy: what index_update binds
         self.labels = names_of(graph)
+        self.unguarded = set(first_activations(graph))
 
     def fresh(self, label: str) -> str:
         """A Python identifier for `label`, not yet taken."""
@@ -62,6 +66,8 @@ class _Writer:
             self.constants.append((name, node.op.emit((), (), node.types)))  # pyright: ignore[reportArgumentType]
             self.names[node.outputs[0]] = name
             return
+        if node.op.name in PRODUCTS:
+            self.guard(node.inputs[0])
         operands = tuple(self.names[v] for v in node.inputs)
         result = node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
         if len(node.outputs) == 1 and result in operands:
@@ -74,6 +80,14 @@ class _Writer:
         self.names.update(zip(node.outputs, places, strict=True))
         targets = [n for p in places for n in (p.parts() if isinstance(p, Storage) else (p,))]
         self.line(f"{', '.join(targets)} = {result}", node)
+
+    def guard(self, x: Value) -> None:
+        """Let mx.vmap over a product's left operand be refused by us; see `qgraph.execute.vmap`."""
+        if x in self.unguarded:
+            self.unguarded.remove(x)
+            guarded = self.fresh(self.labels[x])
+            self.lines.append(f"    {guarded} = {GUARD}({self.names[x]})")
+            self.names[x] = guarded
 
     def storage(self, node: Node, result: Storage) -> None:
         """A packed result given component by component."""

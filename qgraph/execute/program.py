@@ -14,7 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from qgraph.execute.emit import Emitted, emit
+from qgraph.execute.emit import GUARD, Emitted, emit
+from qgraph.execute.vmap import refuse_vmap
 from qgraph.ir.graph import Graph
 
 Flat = Callable[..., tuple[mx.array, ...]]
@@ -39,7 +40,7 @@ class Program:
 
 def load(emitted: Emitted) -> Flat:
     """The function that `emitted` defines, its constants made."""
-    namespace: dict[str, Any] = {"mx": mx}
+    namespace: dict[str, Any] = {"mx": mx, GUARD: refuse_vmap}
     exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)
     constants = [namespace[name] for name, _ in emitted.constants]
     if constants and not _in_transformation(constants):

@@ -19,6 +19,7 @@ from qgraph._errors import QGraphError
 from qgraph.ir.dtypes import DType
 from qgraph.ir.graph import Builder, Graph, Node, Value
 from qgraph.ir.op import Input, Op
+from qgraph.ir.origin import Origin, Source
 from qgraph.ir.types import parse_type
 from qgraph.quant.scheme import Quantization
 
@@ -149,7 +150,8 @@ def _parse_node(line: str, number: int, builder: Builder, values: dict[str, Valu
         raise QGraphError(f"line {number}: unknown op {m['op']!r}", fix="see qgraph.ir.op.Op.registry")
     op = kind(**_parse_params(m["params"] or "{}", number))
     operands = [_lookup(values, name, number) for name in re.findall(_NAME, m["operands"])]
-    node = builder.add(op, operands)
+    # Each node gets a source of its own, unknown as it is: reports follow nodes by their sources.
+    node = builder.add(op, operands, Origin((Source(None, 0),)))
     results = re.findall(_NAME, m["results"])
     declared = [t for t in re.split(r", (?=\w+\[)", m["types"]) if t]
     if len(results) != len(node.outputs) or declared != [str(t) for t in node.types]:

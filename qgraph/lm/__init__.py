@@ -1,6 +1,6 @@
 """Language models: load a checkpoint folder and generate text. A thin layer; tokenizers are mlx-lm's."""
 
-from qgraph.lm.language_model import LanguageModel as LanguageModel
-from qgraph.lm.language_model import load as load
+from qgraph.lm.generate import LanguageModel as LanguageModel
+from qgraph.lm.generate import load as load
 from qgraph.lm.sampling import Piece as Piece
 from qgraph.lm.sampling import Stats as Stats

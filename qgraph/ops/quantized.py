@@ -263,6 +263,11 @@ class Quantize(Op):
                 f"quantize: the last axis of {w.shape} is not a positive multiple of group_size={q.group_size}",
                 fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
             )
+        if w.size % 32:
+            raise ShapeError(
+                f"quantize: {w.shape} has {w.size} numbers; MLX packs {q.mode} 32 at a time",
+                fix="add rows until the size is a multiple of 32, or use another mode",
+            )
         if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
             raise DTypeError("quantize: a global scale is one float32 number, for nvfp4 only")
         scales = w.dtype if q.has_biases else U8

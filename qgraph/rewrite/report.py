@@ -83,9 +83,7 @@ def make_report(before: Graph, after: Graph, context: Context) -> Report:
     sites: list[Site] = []
     for node in before.nodes:
         packed = any(v.type.packing for v in node.inputs)
-        if node.op.name in KERNELS and packed:
-            sites.append(_site(node, names, node.op.name, ()))
-        if node.op.name not in READERS:
+        if node.op.name not in (*READERS, *KERNELS):
             continue
         why_lost = lost.reason(node)
         if not packed and not why_lost:

@@ -1,0 +1,287 @@
+"""Text from a checkpoint folder: load, prefill, decode."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, reduce
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph._errors import CheckpointError, QGraphError
+from qgraph._jit import JitFunction, jit
+from qgraph.ir import Graph
+from qgraph.ir.dtypes import F32, dtype_of, promote
+from qgraph.ir.op import Input
+from qgraph.lm.models import Cache, ModelCode, Params, find_model
+from qgraph.lm.sampling import Piece, Sampler, Stats
+from qgraph.lm.text import Tokenizer, check_tokens, encode, load_tokenizer
+from qgraph.quant import QuantizedTensor, load_adapter, load_config, merge_adapter
+from qgraph.quant import load as load_params
+from qgraph.rewrite import Report, Result
+from qgraph.trace.tree import flatten
+
+PREFILL = 512  # prompt tokens that run at once
+BLOCK = 256  # capacities are multiples of it, so that few programs serve many prompts
+BATCH = 64  # prompts that `complete` runs at once
+
+
+def load(
+    path: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> LanguageModel:
+    """Load a checkpoint folder of mlx-lm's layout, and trace its decode step.
+
+    The model code is found by config.json's model_type; `adapter` is a LoRA folder as mlx-lm writes it;
+    `progress(bytes_done, bytes_total)` is called as the weights arrive. The tokenizer is read when text
+    is first needed, and needs mlx-lm (``pip install "qgraph[lm]"``).
+
+    Errors: CheckpointError for a folder that is missing, malformed, or not a model of the known types,
+    and for an adapter of another model.
+
+    Example::
+
+        model = qg.lm.load("Qwen3-0.6B-4bit")
+        for piece in model.generate("Why is the sky blue?", max_tokens=100, chat=True):
+            print(piece.text, end="", flush=True)
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder.name or folder}: no such folder",
+            fix="pass the folder of a model, with config.json, model.safetensors and a tokenizer",
+        )
+    raw = load_config(folder)
+    code = find_model(raw)
+    config = code.Config.from_dict(raw)
+    params: Params = load_params(folder, progress=progress)
+    model = LanguageModel(code, params, config, lambda: load_tokenizer(folder, raw), folder.name)
+    return model if adapter is None else model.with_adapter(adapter)
+
+
+class LanguageModel:
+    """A model that generates text; made by `qg.lm.load`.
+
+    Attributes:
+        params: The tree of the checkpoint, with the adapter's tensors beside the weights they adapt.
+        config: What the model code read from config.json.
+        step: The jitted function that runs prompts and single tokens:
+            ``step(params, tokens, cache, offset, config) -> (logits of the last position, cache)``.
+    """
+
+    def __init__(
+        self,
+        code: ModelCode,
+        params: Params,
+        config: Any,
+        tokenizer: Callable[[], Tokenizer],
+        name: str = "model",
+        step: JitFunction | None = None,
+    ) -> None:
+        self.code = code
+        self.params = params
+        self.config = config
+        self.name = name
+        self.step = step or _make_step(code)
+        self.dtype = _activation_dtype(params)
+        self._make_tokenizer = tokenizer
+        self._check_reads()
+
+    def with_adapter(self, path: str | os.PathLike[str]) -> LanguageModel:
+        """The same weights with a LoRA adapter beside them, computed in the same graph.
+
+        Errors: CheckpointError for an adapter that is malformed or made for another model.
+        """
+        params = merge_adapter(self.params, load_adapter(path))
+        return LanguageModel(self.code, params, self.config, lambda: self.tokenizer, self.name, self.step)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """mlx-lm's tokenizer of the folder. Errors: QGraphError without mlx-lm; CheckpointError."""
+        return self._make_tokenizer()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temp: float = 0.0,
+        seed: int | None = None,
+        chat: bool = False,
+    ) -> Iterator[Piece]:
+        """Continue a text (or token ids), one piece for each token, up to an end token.
+
+        `temp` 0 is greedy; above, tokens are drawn, the same ones for the same `seed`. `chat` puts the
+        prompt into the model's chat template. Errors, at the call: QGraphError for an empty prompt, one
+        longer than the model's context, ids outside the vocabulary, or a bad setting.
+        """
+        tokens = encode(self.tokenizer, prompt, chat=chat) if isinstance(prompt, str) else list(prompt)
+        self._check(tokens, max_tokens)
+        room = self.config.max_position_embeddings - len(tokens)
+        return self._stream(tokens, min(max_tokens, room), Sampler(temp, seed))
+
+    def complete(self, prompts: Sequence[str], *, max_tokens: int = 256) -> list[str]:
+        """The greedy continuation of every prompt, without the end token; prompts run in batches.
+
+        Errors: as `generate`.
+        """
+        encoded = [encode(self.tokenizer, p) for p in prompts]
+        groups: dict[int, list[int]] = {}
+        for i, tokens in enumerate(encoded):
+            self._check(tokens, max_tokens)
+            groups.setdefault(len(tokens), []).append(i)
+        texts = [""] * len(prompts)
+        for rows in groups.values():
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                found = self._complete([encoded[i] for i in batch], max_tokens)
+                for i, ids in zip(batch, found, strict=True):
+                    texts[i] = self.tokenizer.decode(ids)
+        return texts
+
+    def result(self, length: int = 1) -> Result:
+        """The pipeline run of a step of `length` tokens: graphs after every pass, statistics, report."""
+        return self.step.result(*self._example(length))
+
+    def graph(self, length: int = 1) -> Graph:
+        """The graph of a step as traced, before any pass."""
+        return self.result(length).before
+
+    def optimized(self, length: int = 1) -> Graph:
+        """The graph of a step after all passes."""
+        return self.result(length).graph
+
+    def report(self, length: int = 1) -> Report:
+        """What every use of a quantized weight became, or why it did not."""
+        return self.result(length).report
+
+    def source(self, length: int = 1) -> str:
+        """The Python source that runs for a step."""
+        return self.step.source(*self._example(length))
+
+    def _check(self, tokens: Sequence[int], max_tokens: int) -> None:
+        check_tokens(tokens, self.config.vocab_size, self.config.max_position_embeddings)
+        if max_tokens < 1:
+            raise QGraphError(f"max_tokens is {max_tokens}", fix="generate at least one token")
+
+    def _cache(self, batch: int, positions: int) -> Cache:
+        capacity = min(-(-positions // BLOCK) * BLOCK, self.config.max_position_embeddings)
+        return self.code.make_cache(self.config, batch, capacity, self.dtype)
+
+    def _example(self, length: int) -> tuple[Any, ...]:
+        tokens = mx.zeros((1, length), mx.int32)
+        return self.params, tokens, self._cache(1, length), mx.array(0), self.config
+
+    def _prefill(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, Cache]:
+        """The logits after a prompt (batch, length), in chunks; the cache with the prompt in it."""
+        length = tokens.shape[1]
+        for start in range(0, length - 1, PREFILL) if length > PREFILL else ():
+            if start + PREFILL >= length:
+                break
+            _, cache = self._run(tokens[:, start : start + PREFILL], cache, start)
+            mx.eval(cache)  # so that one chunk's activations are alive at a time
+        start = (length - 1) // PREFILL * PREFILL
+        return self._run(tokens[:, start:], cache, start)
+
+    def _run(self, tokens: mx.array, cache: Cache, offset: int) -> tuple[mx.array, Cache]:
+        return self.step(self.params, tokens, cache, mx.array(offset), self.config)
+
+    def _stream(self, prompt: list[int], max_tokens: int, sample: Sampler) -> Iterator[Piece]:
+        ends, detokenizer = self.tokenizer.eos_token_ids, self.tokenizer.detokenizer
+        stats = Stats(prompt_tokens=len(prompt))
+        mx.reset_peak_memory()
+        start = perf_counter()
+        logits, cache = self._prefill(mx.array([prompt]), self._cache(1, len(prompt) + max_tokens))
+        current = sample(logits)
+        for n in range(max_tokens):
+            mx.async_eval(current)
+            following = None
+            if n + 1 < max_tokens:  # queued before this token is read, so that the device never waits
+                logits, cache = self._run(current[:, None], cache, len(prompt) + n)
+                following = sample(logits)
+                mx.async_eval(following)
+            token = int(current.item())
+            _count(stats, n + 1, start)
+            last = token in ends or following is None
+            if token not in ends:
+                detokenizer.add_token(token)
+            if last:
+                detokenizer.finalize()
+            finish = "stop" if token in ends else "length" if last else None
+            yield Piece(detokenizer.last_segment, token, finish, stats)
+            if following is None or finish:
+                return
+            current = following
+
+    def _complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy ids for prompts of one length, each up to its end token."""
+        batch, length, ends = len(prompts), len(prompts[0]), self.tokenizer.eos_token_ids
+        max_tokens = min(max_tokens, self.config.max_position_embeddings - length)
+        found: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(batch))
+        logits, cache = self._prefill(mx.array(prompts), self._cache(batch, length + max_tokens))
+        for n in range(max_tokens):
+            current = mx.argmax(logits, axis=-1)
+            ids: list[int] = current.tolist()  # pyright: ignore[reportAssignmentType]
+            for row in tuple(open_rows):
+                if ids[row] in ends:
+                    open_rows.discard(row)
+                else:
+                    found[row].append(ids[row])
+            if not open_rows or n + 1 == max_tokens:
+                break
+            logits, cache = self._run(current[:, None], cache, length + n)
+        return found
+
+    def _check_reads(self) -> None:
+        """Trace a decode step: errors come before the first token, and what the model never reads shows."""
+        try:
+            before = self.graph()
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.name}: the tensors are not those that config.json describes ({error!r})",
+                fix="check num_hidden_layers, tie_word_embeddings and model_type, or download it again",
+            ) from error
+        labels = [v.op.label for v in before.inputs if isinstance(v.op, Input) and not before.users(v)]
+        unread = [label.removeprefix("params.") for label in labels if label.startswith("params.")]
+        adapted = [name for name in unread if ".lora_" in name]
+        if adapted:
+            raise CheckpointError(
+                f"the adapter changes {adapted[0]}, which the model code does not read",
+                fix="train the adapter on linear layers only, or extend the model code",
+            )
+        if unread:
+            shown = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
+            warnings.warn(f"{self.name}: the model never reads {shown}", stacklevel=4)
+
+
+def _make_step(code: ModelCode) -> JitFunction:
+    def step(params: Params, tokens: mx.array, cache: Cache, offset: mx.array, config: Any) -> Any:
+        x, cache = code.backbone(params, tokens, cache, offset, config)
+        return code.head(params, x[:, -1], config), cache  # the head of a prompt runs once, at its end
+
+    return jit(step)
+
+
+def _activation_dtype(params: Params) -> mx.Dtype:
+    """The dtype that activations get by promotion: that of the dense floats and of affine scales."""
+    leaves: list[Any] = []
+    flatten(params, leaves, [])
+    stored = [x.scales if isinstance(x, QuantizedTensor) else x for x in leaves]
+    floats = {dtype_of(x.dtype) for x in stored if mx.issubdtype(x.dtype, mx.floating)}
+    return reduce(promote, floats).mlx if floats else F32.mlx
+
+
+def _count(stats: Stats, tokens: int, start: float) -> None:
+    now = perf_counter() - start
+    if tokens == 1:
+        stats.prompt_seconds = now
+    stats.generated_tokens = tokens
+    stats.generation_seconds = now - stats.prompt_seconds
+    stats.peak_bytes = mx.get_peak_memory()
