@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import cached_property, reduce
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +28,7 @@ from qgraph.trace.tree import flatten
 
 PREFILL = 512  # prompt tokens that run at once
 BLOCK = 256  # capacities are multiples of it, so that few programs serve many prompts
+ID = mx.uint32  # the dtype of argmax, so that the tokens of a prompt have that of generated ones
 BATCH = 64  # prompts that `complete` runs at once
 
 
@@ -82,13 +84,12 @@ class LanguageModel:
         config: Any,
         tokenizer: Callable[[], Tokenizer],
         name: str = "model",
-        step: JitFunction | None = None,
     ) -> None:
         self.code = code
         self.params = params
         self.config = config
         self.name = name
-        self.step = step or _make_step(code)
+        self.step = _make_step(code)
         self.dtype = _activation_dtype(params)
         self._make_tokenizer = tokenizer
         self._check_reads()
@@ -98,8 +99,11 @@ class LanguageModel:
 
         Errors: CheckpointError for an adapter that is malformed or made for another model.
         """
-        params = merge_adapter(self.params, load_adapter(path))
-        return LanguageModel(self.code, params, self.config, lambda: self.tokenizer, self.name, self.step)
+        adapted = copy(self)
+        adapted.params = merge_adapter(self.params, load_adapter(path))
+        adapted._make_tokenizer = lambda: self.tokenizer
+        adapted._check_reads()
+        return adapted
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -175,19 +179,16 @@ class LanguageModel:
         return self.code.make_cache(self.config, batch, capacity, self.dtype)
 
     def _example(self, length: int) -> tuple[Any, ...]:
-        tokens = mx.zeros((1, length), mx.int32)
+        tokens = mx.zeros((1, length), ID)
         return self.params, tokens, self._cache(1, length), mx.array(0), self.config
 
     def _prefill(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, Cache]:
         """The logits after a prompt (batch, length), in chunks; the cache with the prompt in it."""
-        length = tokens.shape[1]
-        for start in range(0, length - 1, PREFILL) if length > PREFILL else ():
-            if start + PREFILL >= length:
-                break
+        *chunks, last = range(0, tokens.shape[1], PREFILL)
+        for start in chunks:
             _, cache = self._run(tokens[:, start : start + PREFILL], cache, start)
             mx.eval(cache)  # so that one chunk's activations are alive at a time
-        start = (length - 1) // PREFILL * PREFILL
-        return self._run(tokens[:, start:], cache, start)
+        return self._run(tokens[:, last:], cache, last)
 
     def _run(self, tokens: mx.array, cache: Cache, offset: int) -> tuple[mx.array, Cache]:
         return self.step(self.params, tokens, cache, mx.array(offset), self.config)
@@ -197,7 +198,7 @@ class LanguageModel:
         stats = Stats(prompt_tokens=len(prompt))
         mx.reset_peak_memory()
         start = perf_counter()
-        logits, cache = self._prefill(mx.array([prompt]), self._cache(1, len(prompt) + max_tokens))
+        logits, cache = self._prefill(mx.array([prompt], ID), self._cache(1, len(prompt) + max_tokens))
         current = sample(logits)
         for n in range(max_tokens):
             mx.async_eval(current)
@@ -225,7 +226,7 @@ class LanguageModel:
         max_tokens = min(max_tokens, self.config.max_position_embeddings - length)
         found: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(batch))
-        logits, cache = self._prefill(mx.array(prompts), self._cache(batch, length + max_tokens))
+        logits, cache = self._prefill(mx.array(prompts, ID), self._cache(batch, length + max_tokens))
         for n in range(max_tokens):
             current = mx.argmax(logits, axis=-1)
             ids: list[int] = current.tolist()  # pyright: ignore[reportAssignmentType]

@@ -1,0 +1,103 @@
+"""Why and why not: what uses of quantized values became, and where a rule nearly fired."""
+
+from __future__ import annotations
+
+from qgraph._errors import RuleError
+from qgraph.inspector.layers import collapsed, inside
+from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.text import names_of, print_node
+from qgraph.rewrite import Result, passes
+from qgraph.rewrite.match import Miss
+
+NEAREST = 20  # misses that are shown
+
+
+def explain(result: Result, rule: str = "", scope: str = "") -> str:
+    """Why the quantized uses of a graph became what they are; with `rule`, where that one did not fire.
+
+    `rule` is a rule's name, or a pass's for all of its rules. `scope` keeps to one module: its name, or
+    a pattern as in ``layers.*.attn``. Misses alike up to the layer are told once, the nearest first.
+    Errors: RuleError for a rule that no pass of the run has tried and that no known pass has.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> f = qg.jit(lambda x, w: x @ w.T)
+    >>> result = f.result(mx.ones((1, 64)), qg.quantize(mx.ones((32, 64))))
+    >>> print(explain(result, "quantize-take"))
+    take-rows was never tried: no node of the graph is one that it starts from
+    """
+    if rule:
+        return "\n".join(_rule_text(result, name, scope) for name in _rules_of(result, rule))
+    return _report_text(result, scope)
+
+
+def _report_text(result: Result, scope: str) -> str:
+    if not scope:
+        return str(result.report)
+    sites = [s for s in result.report if inside(s.scope, scope)]
+    if not sites:
+        return f"no operation in {scope} reads a quantized value"
+    return "\n".join(map(str, sorted(sites, key=lambda s: s.quantized)))
+
+
+def _rules_of(result: Result, name: str) -> list[str]:
+    tried = result.context.statistics
+    if name in tried:
+        return [name]
+    known = passes()
+    if name in known:
+        return [r.name for r in known[name]().active_rules()]
+    every = {r.name: None for p in known.values() for r in p().active_rules()}
+    if name in every:
+        return [name]
+    listed = ", ".join(sorted({*known, *every, *tried}))
+    raise RuleError(f"no rule or pass is named {name!r}", fix=f"use one of: {listed}")
+
+
+def _rule_text(result: Result, rule: str, scope: str) -> str:
+    statistics = result.context.statistics.get(rule)
+    if statistics is None:
+        return f"{rule} was never tried: no node of the graph is one that it starts from"
+    misses = [m for (name, node), m in result.context.misses.items() if name == rule and _within(node, scope)]
+    head = (
+        f"{rule} fired {statistics.applied} times; tried at {statistics.candidates} nodes, "
+        f"of which {statistics.refused} matched and were refused"
+    )
+    if not misses:
+        return f"{head}; nowhere else did it come near"
+    groups: dict[str, tuple[Miss, str, int]] = {}
+    for miss in sorted(misses, key=lambda m: -m.matched):
+        text = _miss_text(result, miss)
+        first = groups.get(collapsed(text))
+        groups[collapsed(text)] = (miss, first[1] if first else text, first[2] + 1 if first else 1)
+    shown = [text + (f"  (and {n - 1} more like it)" if n > 1 else "") for _, text, n in groups.values()]
+    rest = len(shown) - NEAREST
+    return "\n".join([head, *shown[:NEAREST], *([f"… and {rest} others"] if rest > 0 else [])])
+
+
+def _within(node: Node, scope: str) -> bool:
+    return inside(node.origin.scope, scope)
+
+
+def _miss_text(result: Result, miss: Miss) -> str:
+    graph = _graph_with(result, miss.root)
+    names = names_of(graph)
+    node = f"%{names[miss.root.outputs[0]]}" if miss.root.outputs[0] in names else str(miss.root.op)
+    source, scope = miss.root.origin.source, miss.root.origin.scope
+    place = ", ".join(filter(None, [str(source) if source.known else "", scope]))
+    head = f"{miss.rule} did not fire at {node}" + (f" ({place})" if place else "")
+    return f"{head} — matched {min(miss.matched, miss.total)} of {miss.total} nodes: {miss.reason}{_at(miss.at, names)}"
+
+
+def _at(at: Value | None, names: dict[Value, str]) -> str:
+    """Where the match stopped: the node as text, and the user's line."""
+    if at is None or at not in names:
+        return ""
+    source = at.node.origin.source
+    shown = f"%{names[at]}: {at.type}" if at.op.name == "input" else print_node(at.node, names)
+    return f"\n    at {shown}" + (f"  ({source})" if source.known else "")
+
+
+def _graph_with(result: Result, node: Node) -> Graph:
+    """The graph of the run, the earliest, that contains `node`; rules see sweeps in between, too."""
+    graphs = (result.before, *(stage.graph for stage in result.history))
+    return next((g for g in graphs if node in g.nodes), result.graph)

@@ -1,0 +1,260 @@
+"""Normalization and rotary positions: ops of their own that become MLX's fused kernels, and activations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import promote
+from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.types import TensorType
+from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
+from qgraph.ops.elementwise import add, logaddexp, maximum, multiply, power, sigmoid, silu, tanh
+
+__all__ = [
+    "gelu_approx",
+    "gelu_fast_approx",
+    "layer_norm",
+    "leaky_relu",
+    "mish",
+    "relu_squared",
+    "rms_norm",
+    "rope",
+    "softplus",
+    "swiglu",
+]
+
+
+def check_float(op: str, t: TensorType) -> None:
+    """Refuse an operand that is no float."""
+    if not t.dtype.is_float:
+        raise DTypeError(f"{op}: the operand is {t.dtype}", fix="cast it to a float dtype with .astype")
+
+
+def _check_norm(op: str, x: TensorType, parameters: tuple[TensorType, ...]) -> TensorType:
+    check_float(op, x)
+    if not x.shape:
+        raise ShapeError(f"{op}: a 0-d value has no last axis", fix="give it an axis")
+    for p in parameters:
+        check_float(op, p)
+        if p.shape != x.shape[-1:]:
+            raise ShapeError(f"{op}: a parameter of shape {p.shape} for rows of {x.shape[-1]}, {x.shape}")
+    return TensorType(x.shape, promote(x.dtype, *(p.dtype for p in parameters)))
+
+
+@dataclass(frozen=True)
+class RmsNorm(Op):
+    """x / sqrt(mean(x²) + eps) along the last axis, times the weight where one is given."""
+
+    name = "rms_norm"
+    flops_per_element = 5
+    eps: float = 1e-5
+
+    def infer(self, x: TensorType, *weight: TensorType) -> TensorType:
+        """The shape of x; the promoted dtype."""
+        return _check_norm(self.name, x, weight)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.fast.rms_norm`."""
+        x, *weight = operands
+        return f"mx.fast.rms_norm({x}, {weight[0] if weight else None}, {self.eps!r})"
+
+    def reference(self, x: Any, *weight: Any) -> Any:
+        """The formula."""
+        out = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + self.eps) if x.size else np.array(x)
+        return out * weight[0] if weight else out
+
+
+@frontend
+def rms_norm(x: ArrayLike, weight: ArrayLike | None, eps: float) -> Array:
+    """``x / sqrt(mean(x**2, -1) + eps) * weight`` along the last axis.
+
+    Shape: x's; the weight is (x.shape[-1],).  Dtype: the promoted one.  Source: mlx.core.fast.rms_norm.
+    """
+    return apply(RmsNorm(float(eps)), operand(x), *([] if weight is None else [operand(weight)]))
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """(x - mean) / sqrt(var + eps) along the last axis, times the weight, plus the bias."""
+
+    name = "layer_norm"
+    flops_per_element = 8
+    eps: float = 1e-5
+    weight: bool = True
+    bias: bool = True
+
+    def infer(self, x: TensorType, *parameters: TensorType) -> TensorType:
+        """The shape of x; the promoted dtype."""
+        if len(parameters) != self.weight + self.bias:
+            raise ShapeError(f"layer_norm: {len(parameters)} parameters, not {self.weight + self.bias}")
+        return _check_norm(self.name, x, parameters)
+
+    def _split(self, parameters: Any) -> tuple[Any, Any]:
+        return (parameters[0] if self.weight else None, parameters[-1] if self.bias else None)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.fast.layer_norm`."""
+        weight, bias = self._split(operands[1:])
+        return f"mx.fast.layer_norm({operands[0]}, {weight}, {bias}, {self.eps!r})"
+
+    def reference(self, x: Any, *parameters: Any) -> Any:
+        """The formula."""
+        weight, bias = self._split(parameters)
+        out = np.array(x)
+        if x.size:
+            centred = x - np.mean(x, -1, keepdims=True)
+            out = centred / np.sqrt(np.mean(np.square(centred), -1, keepdims=True) + self.eps)
+        out = out if weight is None else out * weight
+        return out if bias is None else out + bias
+
+
+@frontend
+def layer_norm(x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, eps: float) -> Array:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` along the last axis.
+
+    Shape: x's; weight and bias are (x.shape[-1],).  Source: mlx.core.fast.layer_norm.
+    """
+    given = [operand(p) for p in (weight, bias) if p is not None]
+    return apply(LayerNorm(float(eps), weight is not None, bias is not None), operand(x), *given)
+
+
+@dataclass(frozen=True)
+class Rope(Op):
+    """Rotate pairs of the first `dims` features by angles that grow with the position.
+
+    Operands: x, then the offset where `offset` is None, then the frequencies where `base` is None.
+    """
+
+    name = "rope"
+    flops_per_element = 10
+    dims: int = 0
+    traditional: bool = False
+    base: float | None = 10000.0
+    scale: float = 1.0
+    offset: int | None = 0
+
+    def infer(self, x: TensorType, *rest: TensorType) -> TensorType:
+        """The type of x."""
+        check_float(self.name, x)
+        if x.ndim < 3:
+            raise ShapeError(f"rope: x has shape {x.shape}, not (batch, ..., length, features)", fix="add axes")
+        if not 0 < self.dims <= x.shape[-1] or self.dims % 2:
+            raise ShapeError(f"rope: dims={self.dims} of {x.shape[-1]} features", fix="use an even number of them")
+        if len(rest) != (self.offset is None) + (self.base is None):
+            raise ShapeError(f"rope: {len(rest)} operands beside x")
+        if self.offset is None and (not rest[0].dtype.is_int or rest[0].shape not in ((), (1,), x.shape[:1])):
+            raise ShapeError(f"rope: an offset {rest[0]} for x {x}", fix="one integer, or one for each batch")
+        if self.base is None and rest[-1].shape != (self.dims // 2,):
+            raise ShapeError(f"rope: freqs of shape {rest[-1].shape}", fix=f"give dims / 2 = {self.dims // 2}")
+        return x.dense()
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.fast.rope`."""
+        x, *rest = operands
+        offset = rest.pop(0) if self.offset is None else self.offset
+        freqs = f", freqs={rest[0]}" if rest else ""
+        return (
+            f"mx.fast.rope({x}, {self.dims}, traditional={self.traditional}, base={self.base!r}, "
+            f"scale={self.scale!r}, offset={offset}{freqs})"
+        )
+
+    def reference(self, x: Any, *rest: Any) -> Any:
+        """Rotation by position * scale * base^(-2i / dims), or position * scale / freqs[i]."""
+        left = list(rest)
+        offset = np.reshape(left.pop(0) if self.offset is None else self.offset, (-1, 1)).astype(np.int64)
+        half = self.dims // 2
+        if self.base is None:
+            speeds = 1.0 / np.asarray(left[0], np.float64)
+        else:
+            speeds = self.base ** (-np.arange(half, dtype=np.float64) / half)
+        positions = (offset + np.arange(x.shape[-2])) * self.scale  # (batch or 1, length)
+        angles = positions[..., None] * speeds
+        angles = angles.reshape(len(angles), *[1] * (x.ndim - 3), x.shape[-2], half)
+        return self._rotated(np.array(x), np.cos(angles), np.sin(angles))
+
+    def _rotated(self, x: Any, cos: Any, sin: Any) -> Any:
+        """Pairs are neighbours (traditional), or one from each half."""
+        if self.traditional:
+            first, second = slice(0, self.dims, 2), slice(1, self.dims, 2)
+        else:
+            first, second = slice(0, self.dims // 2), slice(self.dims // 2, self.dims)
+        a, b = x[..., first].copy(), x[..., second].copy()
+        x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
+        return x
+
+
+@frontend
+def rope(
+    a: ArrayLike,
+    dims: int,
+    *,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: int | ArrayLike,
+    freqs: ArrayLike | None = None,
+) -> Array:
+    """Rotary positions on the first `dims` features.
+
+    `offset` is the first position: an int (one program for each), or an array of one integer or of one
+    for each batch (one program for all). Exactly one of `base` and `freqs` (dims / 2 wavelengths) is given.
+    Shape: (batch, ..., length, features).  Source: mlx.core.fast.rope.
+    """
+    if (base is None) == (freqs is None):
+        raise ShapeError("rope: give exactly one of base and freqs", fix="pass base=10000.0")
+    static = isinstance(offset, int)
+    op = Rope(dims, traditional, None if base is None else float(base), float(scale), offset if static else None)
+    rest = ([] if static else [operand(offset)]) + ([] if freqs is None else [operand(freqs)])
+    return apply(op, operand(a), *rest)
+
+
+def softplus(a: ArrayLike) -> Array:
+    """``log(1 + exp(a))``.  Source: mlx.nn.softplus."""
+    a = operand(a)
+    return logaddexp(a, 0)
+
+
+def leaky_relu(a: ArrayLike, negative_slope: float = 0.01) -> Array:
+    """`a` where positive, else `negative_slope` times a.  Source: mlx.nn.leaky_relu."""
+    a = operand(a)
+    return maximum(multiply(a, negative_slope), a)
+
+
+def mish(a: ArrayLike) -> Array:
+    """``a * tanh(softplus(a))``.  Source: mlx.nn.mish."""
+    a = operand(a)
+    return multiply(a, tanh(softplus(a)))
+
+
+def gelu_approx(a: ArrayLike) -> Array:
+    """The tanh form of gelu.  Source: mlx.nn.gelu_approx.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> round(qg.gelu_approx(mx.array(1.0)).item(), 4)
+    0.8412
+    """
+    a = operand(a)
+    inner = multiply(add(a, multiply(power(a, 3), 0.044715)), math.sqrt(2 / math.pi))
+    return multiply(multiply(a, 0.5), add(tanh(inner), 1))
+
+
+def gelu_fast_approx(a: ArrayLike) -> Array:
+    """``a * sigmoid(1.702 a)``.  Source: mlx.nn.gelu_fast_approx."""
+    a = operand(a)
+    return multiply(a, sigmoid(multiply(a, 1.702)))
+
+
+def relu_squared(a: ArrayLike) -> Array:
+    """``max(a, 0) ** 2``.  Source: mlx.nn.relu2."""
+    a = maximum(operand(a), 0)
+    return multiply(a, a)
+
+
+def swiglu(gate: ArrayLike, x: ArrayLike) -> Array:
+    """``silu(gate) * x``.  Source: mlx_lm.models.activations.swiglu."""
+    return multiply(silu(gate), x)
