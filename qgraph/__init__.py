@@ -20,6 +20,10 @@ from qgraph.ops.dispatch import Array as Array
 from qgraph.ops.elementwise import *  # noqa: F403
 from qgraph.ops.indexing import *  # noqa: F403
 from qgraph.ops.linear import *  # noqa: F403
+from qgraph.ops.moe import *  # noqa: F403
+from qgraph.ops.nn import *  # noqa: F403
+from qgraph.ops.attention import *  # noqa: F403
+from qgraph.ops.updates import *  # noqa: F403
 from qgraph.ops.quantized import dequantize as dequantize
 from qgraph.ops.quantized import quantize as quantize
 from qgraph.ops.quantized import quantized_lora_matmul as quantized_lora_matmul

@@ -18,6 +18,7 @@ from qgraph._errors import TraceError
 from qgraph.execute.eager import EAGER, collect, storage
 from qgraph.execute.program import Program, compiling
 from qgraph.execute.stepper import Stepper
+from qgraph.inspector.inspect import install_jit
 from qgraph.ir import Builder, Graph, TensorType, Value
 from qgraph.ir.origin import Source, is_library
 from qgraph.ops.dispatch import active, type_of
@@ -295,3 +296,4 @@ def _default_pipeline() -> Pipeline:
 
 # Eager ops on packed operands run as a graph of one node, under the same passes.
 EAGER.rewrite = lambda graph: _default_pipeline().run(graph).graph
+install_jit(jit)

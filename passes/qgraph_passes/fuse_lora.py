@@ -20,13 +20,10 @@ from qgraph.rewrite import Rule
 from qgraph_passes.fold_transpose import ComposeTransposes
 
 
-class LoraBranch(qg.Rule):
-    """quantized_matmul(x, w) + s * dot(dot(x, a), b)."""
+class Lora(qg.Rule):
+    """What all spellings share: the conditions, and the fused op."""
 
     through = ("cast",)
-
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
-        return _base(x, w) + s * qg.dot(qg.dot(x, a), b)
 
     def check(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, **_: Any) -> None:
         m.require(all(op.dtype.is_float for op in m.all_skipped()), "a cast in the branch is not to a float")
@@ -38,21 +35,28 @@ class LoraBranch(qg.Rule):
         return _fused(m, x, w, a, b, s)
 
 
-class LoraBranchUnscaled(LoraBranch):
+class LoraBranch(Lora):
+    """quantized_matmul(x, w) + s * dot(dot(x, a), b)."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
+        return _base(x, w) + s * qg.dot(qg.dot(x, a), b)
+
+
+class LoraBranchUnscaled(Lora):
     """quantized_matmul(x, w) + dot(dot(x, a), b)."""
 
     def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _base(x, w) + qg.dot(qg.dot(x, a), b)
 
 
-class LoraScaleInA(LoraBranch):
+class LoraScaleInA(Lora):
     """quantized_matmul(x, w) + dot(dot(x, s * a), b)."""
 
     def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:
         return _base(x, w) + qg.dot(qg.dot(x, s * a), b)
 
 
-class LoraMergedWeight(LoraBranch):
+class LoraMergedWeight(Lora):
     """dot(x, w + s * dot(a, b)), w packed."""
 
     def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array, s: qg.Scalar) -> Any:

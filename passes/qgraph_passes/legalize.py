@@ -19,6 +19,7 @@ from qgraph.ir.dtypes import F32
 from qgraph.ir.origin import Origin, Step
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
+from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.quantized import Contiguous, Dequantize, QuantizedMatmul
 from qgraph.ops.shape import Transpose
 from qgraph.rewrite import Context
@@ -131,25 +132,18 @@ class _Legal:
     def dense_product(self, inputs: tuple[Value, ...]) -> Value:
         """The same product on the unpacked weight."""
         op, w = self.node.op, self.add(Dequantize(), inputs[1])
-        if op.name == "gather_qmm":
-            return self.gathered(inputs, w)
-        assert isinstance(op, QuantizedMatmul)
+        assert isinstance(op, (QuantizedMatmul, GatherQmm))
         if op.transpose:
             axes = list(range(w.type.ndim))
             w = self.add(Transpose((*axes[:-2], axes[-1], axes[-2])), w)
+        if isinstance(op, GatherQmm):
+            dense = GatherMm(op.lhs, op.rhs, op.sorted_indices)
+            return self.cast(self.add(dense, inputs[0], w, *inputs[2:]))
         out = self.cast(self.add(Dot(), inputs[0], w))
         if op.name != "quantized_lora_matmul":
             return out
-        from qgraph.ops.elementwise import add, multiply
-
-        low = self.add(Dot(), inputs[0], inputs[2])
-        branch = self.add(Dot(), self.apply(multiply, low, inputs[4]), inputs[3])
-        return self.cast(self.apply(add, out, branch))
-
-    def gathered(self, inputs: tuple[Value, ...], w: Value) -> Value:
-        """gather_mm on the unpacked experts."""
-        op: Any = self.node.op
-        return self.cast(self.apply(lambda *v: qg.gather_qmm_dense(op, *v), inputs[0], w, *inputs[2:]))
+        low = self.apply(qg.multiply, self.add(Dot(), inputs[0], inputs[2]), inputs[4])
+        return self.cast(self.apply(qg.add, out, self.add(Dot(), low, inputs[3])))
 
     def apply(self, function: Any, *values: Value) -> Value:
         """A qg function on values."""

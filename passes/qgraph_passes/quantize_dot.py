@@ -17,6 +17,8 @@ from typing import Any
 
 import qgraph as qg
 from qgraph.ir.dtypes import DType, promote
+from qgraph.ops.dispatch import apply
+from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.quantized import kernel_dtype
 from qgraph_passes.fold_transpose import ComposeTransposes
 
@@ -73,6 +75,47 @@ class BothOperands(qg.Rule):
         return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
 
 
+class Gather(qg.Rule):
+    """gather_mm(x, w, …) → gather_qmm(x, w, …)."""
+
+    def check(self, m: qg.Match, x: Any, w: Any, **_: Any) -> None:
+        m.require(x.type.packing is None, "both operands are quantized", x)
+        axis = w.type.packing.axis
+        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
+
+    def rewrite(self, m: qg.Match, x: Any, w: Any, **indices: Any) -> qg.Array:
+        transpose, op = w.type.packing.axis == -2, m.root.op
+        assert isinstance(op, GatherMm)
+        stored = qg.swapaxes(w, -1, -2) if transpose else w
+        gather = GatherQmm(op.lhs, op.rhs, op.sorted_indices, transpose)
+
+        def gathered(x: Any, w: Any) -> Any:
+            return apply(gather, x, w, *indices.values())
+
+        return kernel(gathered, x, stored, m.type.dtype)
+
+
+class GatherBoth(Gather):
+    """gather_mm with indices of both sides."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, i: qg.Array, j: qg.Array) -> Any:
+        return qg.gather_mm(x, w, i, j)
+
+
+class GatherOne(Gather):
+    """gather_mm with indices of one side."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized, i: qg.Array) -> Any:
+        return qg.gather_mm(x, w, i)
+
+
+class GatherNone(Gather):
+    """gather_mm of all matrices in order."""
+
+    def pattern(self, x: qg.Array, w: qg.Quantized) -> Any:
+        return qg.gather_mm(x, w)
+
+
 def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:
     """Call a quantized kernel such that the result has `dtype`, with casts where MLX's rule differs."""
     if kernel_dtype(x.type, w.type.packing).dtype is not dtype:
@@ -86,4 +129,4 @@ class QuantizeDot(qg.Pass):
 
     name = "quantize-dot"
     after = ("fold-transpose",)
-    rules = (BothOperands, RightOperand, LeftOperand, ComposeTransposes)
+    rules = (BothOperands, RightOperand, LeftOperand, GatherBoth, GatherOne, GatherNone, ComposeTransposes)

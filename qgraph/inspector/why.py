@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgraph._errors import RuleError
 from qgraph.inspector.layers import collapsed, inside
-from qgraph.ir.graph import Graph, Node, Value
+from qgraph.ir.graph import Node, Value
 from qgraph.ir.text import names_of, print_node
 from qgraph.rewrite import Result, passes
 from qgraph.rewrite.match import Miss
@@ -63,13 +63,14 @@ def _rule_text(result: Result, rule: str, scope: str) -> str:
         f"of which {statistics.refused} matched and were refused"
     )
     if not misses:
-        return f"{head}; nowhere else did it come near"
-    groups: dict[str, tuple[Miss, str, int]] = {}
+        return f"{head}; nowhere else{f' in {scope}' if scope else ''} did it come near"
+    names = _Names(result)
+    groups: dict[str, tuple[str, int]] = {}
     for miss in sorted(misses, key=lambda m: -m.matched):
-        text = _miss_text(result, miss)
-        first = groups.get(collapsed(text))
-        groups[collapsed(text)] = (miss, first[1] if first else text, first[2] + 1 if first else 1)
-    shown = [text + (f"  (and {n - 1} more like it)" if n > 1 else "") for _, text, n in groups.values()]
+        text = _miss_text(miss, names.around(miss.root))
+        first, count = groups.get(collapsed(text), (text, 0))
+        groups[collapsed(text)] = (first, count + 1)
+    shown = [text + (f"  (and {n - 1} more like it)" if n > 1 else "") for text, n in groups.values()]
     rest = len(shown) - NEAREST
     return "\n".join([head, *shown[:NEAREST], *([f"… and {rest} others"] if rest > 0 else [])])
 
@@ -78,14 +79,26 @@ def _within(node: Node, scope: str) -> bool:
     return inside(node.origin.scope, scope)
 
 
-def _miss_text(result: Result, miss: Miss) -> str:
-    graph = _graph_with(result, miss.root)
-    names = names_of(graph)
-    node = f"%{names[miss.root.outputs[0]]}" if miss.root.outputs[0] in names else str(miss.root.op)
-    source, scope = miss.root.origin.source, miss.root.origin.scope
+class _Names:
+    """The names of values in the graphs of a run; a node is named as in the earliest one that has it."""
+
+    def __init__(self, result: Result) -> None:
+        graphs = {id(g): g for g in (result.before, *(stage.graph for stage in result.history))}
+        self._tables = [names_of(g) for g in graphs.values()]
+
+    def around(self, node: Node) -> dict[Value, str]:
+        """The names in a graph that contains `node`; none for one that lived within a pass only."""
+        return next((names for names in self._tables if node.outputs[0] in names), {})
+
+
+def _miss_text(miss: Miss, names: dict[Value, str]) -> str:
+    root = miss.root
+    node = f"%{names[root.outputs[0]]}" if names else str(root.op)
+    source, scope = root.origin.source, root.origin.scope
     place = ", ".join(filter(None, [str(source) if source.known else "", scope]))
     head = f"{miss.rule} did not fire at {node}" + (f" ({place})" if place else "")
-    return f"{head} — matched {min(miss.matched, miss.total)} of {miss.total} nodes: {miss.reason}{_at(miss.at, names)}"
+    matched = f"matched {min(miss.matched, miss.total)} of {miss.total} nodes"
+    return f"{head} — {matched}: {miss.reason}{_at(miss.at, names)}"
 
 
 def _at(at: Value | None, names: dict[Value, str]) -> str:
@@ -95,9 +108,3 @@ def _at(at: Value | None, names: dict[Value, str]) -> str:
     source = at.node.origin.source
     shown = f"%{names[at]}: {at.type}" if at.op.name == "input" else print_node(at.node, names)
     return f"\n    at {shown}" + (f"  ({source})" if source.known else "")
-
-
-def _graph_with(result: Result, node: Node) -> Graph:
-    """The graph of the run, the earliest, that contains `node`; rules see sweeps in between, too."""
-    graphs = (result.before, *(stage.graph for stage in result.history))
-    return next((g for g in graphs if node in g.nodes), result.graph)

@@ -199,3 +199,19 @@ def test_dot_equals_dequantize_and_dot_on_drawn_shapes(scheme, groups, n, m, bat
     w = packed(n, k, mode=mode, bits=bits, group_size=group_size)
     x = normal(*(2,) * batch, m, k if transpose else n)
     agree(qg.jit(lambda x, w: x @ (w.T if transpose else w)), x, w)
+
+
+EXPERTS = {
+    "rhs": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2), rhs_indices=i),
+    "both": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2), i * 0, i),
+    "in order": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2)),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_mixture_of_experts_runs_through_gather_qmm(name, dtype):
+    x, w = normal(4, 2, 64, dtype=dtype), packed(4, 32, 64, dtype=dtype)
+    graph = agree(qg.jit(EXPERTS[name]), x, w, mx.array([3, 0, 0, 1]))
+    assert ops(graph)["gather_qmm"] == 1
+    assert not set(ops(graph)) & {"gather_mm", "dequantize", "transpose"}

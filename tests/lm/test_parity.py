@@ -1,0 +1,93 @@
+"""Judged: for checkpoints that mlx-lm wrote, its logits and its greedy tokens, in f32."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import qgraph as qg
+from qgraph.quant import load, load_config
+from qgraph_examples import qwen3
+from tests.lm.peer import MEDIUM, TINY, Peer, mixed, relative_error, write, write_adapter
+
+PROMPT = [3, 41, 17, 88, 5, 60, 22, 9, 71, 33, 50]
+CASES: dict[str, dict[str, Any]] = {
+    "dense": {"size": TINY, "tied": False},
+    "4bit": {"size": MEDIUM, "quantization": {"bits": 4}},
+    "4bit-untied": {"size": MEDIUM, "tied": False, "quantization": {"bits": 4}},
+    "8bit": {"size": TINY, "quantization": {"bits": 8}},
+    "3bit-g32": {"size": MEDIUM, "quantization": {"bits": 3, "group_size": 32}},
+    "mixed": {"size": MEDIUM, "tied": False, "quantization": {"bits": 4, "quant_predicate": mixed}},
+    "mxfp4": {"size": MEDIUM, "quantization": {"mode": "mxfp4"}},
+    "nvfp4-untied": {"size": MEDIUM, "tied": False, "quantization": {"mode": "nvfp4"}},
+    "mxfp8": {"size": TINY, "quantization": {"mode": "mxfp8"}},
+    "sharded": {"size": TINY, "quantization": {"bits": 4}, "shards": True},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("checkpoint") / "model", **CASES[request.param])
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], np.ndarray]:
+    """Prefill and decode through the jitted step, as `generate` does, keeping the logits."""
+    cache = qwen3.make_cache(model.config, 1, 256, model.dtype)
+    step, offset, tokens, rows = mx.array([prompt], mx.uint32), 0, [], []
+    for _ in range(count):
+        logits, cache = model.step(model.params, step, cache, mx.array(offset), model.config)
+        offset += step.shape[1]
+        rows.append(np.array(logits[0]))
+        tokens.append(int(rows[-1].argmax()))
+        step = mx.array([[tokens[-1]]], mx.uint32)
+    return tokens, np.stack(rows)
+
+
+def assert_same_generation(model: Any, peer: Peer, count: int) -> None:
+    tokens, logits = greedy(model, PROMPT, count)
+    expected_tokens, expected_logits = peer.greedy(PROMPT, count)
+    assert tokens == expected_tokens
+    assert relative_error(logits, expected_logits) < 1e-4
+    assert len(set(tokens)) > 3, "a constant sequence would prove little"
+    assert model.step.cache_info().misses <= 3, "a prompt and the tokens after it are two programs"
+
+
+def test_logits_of_all_positions(checkpoint: Path) -> None:
+    config = qwen3.Config.from_dict(load_config(checkpoint))
+    params = load(checkpoint)
+    cache = qwen3.make_cache(config, 1, 32, mx.float32)
+    logits, _ = qg.jit(qwen3.forward)(params, mx.array([PROMPT]), cache, mx.array(0), config)
+    assert logits.dtype == mx.float32
+    assert relative_error(np.array(logits[0]), Peer(checkpoint).logits(PROMPT)) < 1e-4
+
+
+def test_64_greedy_tokens(checkpoint: Path) -> None:
+    assert_same_generation(qg.lm.load(checkpoint), Peer(checkpoint), 64)
+
+
+def test_a_forward_pass_gives_logits_for_every_position(tmp_path: Path) -> None:
+    model = qg.lm.load(write(tmp_path / "model", quantization={"bits": 4}))
+    cache = qwen3.make_cache(model.config, 1, 8, mx.float32)
+    arguments = (model.params, mx.array([[1, 2, 3, 4]]), cache, mx.array(0), model.config)
+    assert qg.jit(qwen3.forward)(*arguments)[0].shape == (1, 4, 96)
+    assert qg.jit(qwen3.forward).eager(*arguments)[0].shape == (1, 4, 96)
+
+
+def test_a_prompt_in_chunks_equals_one_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = qg.lm.load(write(tmp_path / "model", quantization={"bits": 4}))
+    whole = [piece.token for piece in model.generate(PROMPT, max_tokens=16)]
+    monkeypatch.setattr("qgraph.lm.generate.PREFILL", 4)
+    assert [piece.token for piece in model.generate(PROMPT, max_tokens=16)] == whole
+
+
+@pytest.mark.parametrize("quantization", [None, {"bits": 4}, {"mode": "mxfp4"}], ids=["dense", "4bit", "mxfp4"])
+@pytest.mark.parametrize("keys", [None, ["self_attn.q_proj", "mlp.down_proj"]], ids=["all", "two"])
+def test_lora_equals_mlx_lm(tmp_path: Path, quantization: dict[str, Any] | None, keys: list[str] | None) -> None:
+    folder = write(tmp_path / "model", MEDIUM, quantization=quantization)
+    parameters = {"keys": keys} if keys else {}
+    adapter = write_adapter(tmp_path / "adapter", folder, layers=3, **parameters)
+    peer, model = Peer(folder, adapter), qg.lm.load(folder, adapter)
+    assert_same_generation(model, peer, 32)
+    plain = Peer(folder).logits(PROMPT)
+    assert relative_error(peer.logits(PROMPT), plain) > 0.1, "the adapter must matter"
