@@ -1,6 +1,6 @@
-"""qgraph: a graph compiler for MLX in which quantization is a rewrite.
+"""qgraph: a graph compiler for MLX in which quantization is a rewrite, not a special layer.
 
-The public names. Functions of arrays follow mlx.core in name and signature.
+The public names. The functions of arrays are those of `qgraph.ops`, named as in mlx.core.
 """
 
 from qgraph import ir as ir
@@ -15,26 +15,18 @@ from qgraph._errors import StrictError as StrictError
 from qgraph._errors import TraceError as TraceError
 from qgraph._errors import VerifyError as VerifyError
 from qgraph._jit import CacheInfo as CacheInfo
+from qgraph._jit import JitFunction as JitFunction
 from qgraph._jit import jit as jit
+from qgraph.inspector.inspect import inspect as inspect
+from qgraph.ops import *  # noqa: F403  (qgraph.ops.__all__ lists them)
 from qgraph.ops.dispatch import Array as Array
-from qgraph.ops.elementwise import *  # noqa: F403
-from qgraph.ops.indexing import *  # noqa: F403
-from qgraph.ops.linear import *  # noqa: F403
-from qgraph.ops.moe import *  # noqa: F403
-from qgraph.ops.nn import *  # noqa: F403
-from qgraph.ops.attention import *  # noqa: F403
-from qgraph.ops.updates import *  # noqa: F403
-from qgraph.ops.quantized import dequantize as dequantize
-from qgraph.ops.quantized import quantize as quantize
-from qgraph.ops.quantized import quantized_lora_matmul as quantized_lora_matmul
-from qgraph.ops.quantized import quantized_matmul as quantized_matmul
-from qgraph.ops.quantized import quantized_take as quantized_take
-from qgraph.ops.reduce import *  # noqa: F403
-from qgraph.ops.shape import *  # noqa: F403
 from qgraph.quant import Quantization as Quantization
 from qgraph.quant import QuantizedTensor as QuantizedTensor
 from qgraph.quant import from_quantized as from_quantized
 from qgraph.quant import is_quantized as is_quantized
+from qgraph.quant import load as load
+from qgraph.quant import load_config as load_config
+from qgraph.quant import save as save
 from qgraph.rewrite import Match as Match
 from qgraph.rewrite import Pass as Pass
 from qgraph.rewrite import Pipeline as Pipeline
@@ -44,3 +36,5 @@ from qgraph.rewrite import Scalar as Scalar
 from qgraph.rewrite import any_of as any_of
 from qgraph.rewrite import register as register
 from qgraph.trace.tracer import scope as scope
+
+__version__ = "0.1.0"

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial, update_wrapper
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
@@ -22,10 +22,10 @@ from qgraph.inspector.inspect import install_jit
 from qgraph.ir import Builder, Graph, TensorType, Value
 from qgraph.ir.origin import Source, is_library
 from qgraph.ops.dispatch import active, type_of
-from qgraph.quant import QuantizedTensor
 from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.rewrite.pipeline import DEFAULT
-from qgraph.trace.tracer import Trace, Tracer
+from qgraph.trace.surroundings import Surroundings, is_plain_object
+from qgraph.trace.tracer import Trace, Tracer, signature, unused
 from qgraph.trace.tree import flatten, paths, unflatten
 
 
@@ -44,7 +44,7 @@ class _Entry:
 
     result: Result
     program: Program
-    captures: tuple[mx.array, ...]
+    captures: tuple[Any, ...]  # arrays, or their places among those that the surroundings give
     spec: list[Any]  # of the returned tree
     types: tuple[TensorType, ...]  # of its leaves
 
@@ -59,7 +59,7 @@ class JitFunction:
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._hits = self._misses = 0
         self._lock = threading.RLock()
-        self._globals = _global_names(function)
+        self._surroundings = Surroundings(function)
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,8 +67,10 @@ class JitFunction:
         if active() is not None:
             return self.function(*args, **kwargs)
         leaves: list[Any] = []
-        entry = self._entry(args, kwargs, leaves)
-        arrays = entry.program.run(*(a for x in leaves for a in storage(x)), *entry.captures)
+        outer: list[Any] = []
+        entry = self._entry(args, kwargs, leaves, outer)
+        leaves += (outer[c] if type(c) is int else c for c in entry.captures)
+        arrays = entry.program.run(*(a for x in leaves for a in storage(x)))
         return unflatten(entry.spec, collect(entry.types, arrays))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -92,7 +94,7 @@ class JitFunction:
 
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """The whole pipeline run: graphs after every pass, statistics, report."""
-        return self._entry(args, kwargs, []).result
+        return self._entry(args, kwargs, [], []).result
 
     def report(self, *args: Any, **kwargs: Any) -> Report:
         """What every use of a quantized value became, or why it did not."""
@@ -100,7 +102,7 @@ class JitFunction:
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The Python source that runs for these arguments."""
-        return self._entry(args, kwargs, []).program.source
+        return self._entry(args, kwargs, [], []).program.source
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, the bound and the size of the program cache."""
@@ -113,42 +115,47 @@ class JitFunction:
             self._entries.clear()
             self._hits = self._misses = 0
 
-    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Entry:
+    def _entry(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], outer: list[Any]
+    ) -> _Entry:
+        """The program for these arguments; their arrays go to `leaves`, the surroundings' to `outer`."""
         spec: list[Any] = []
         flatten(args, leaves, spec)
         flatten(kwargs, leaves, spec)
-        shapes = tuple(
-            x._type or type_of(x) if isinstance(x, QuantizedTensor) else (x.shape, x.dtype)  # pyright: ignore[reportPrivateUsage]
-            for x in leaves
-        )
-        key = (tuple(spec), shapes, str(mx.default_device()), compiling(), self._surroundings())
+        given = (tuple(spec), signature(leaves), str(mx.default_device()), compiling())
         with self._lock:
+            key = (*given, *self._around(args, outer))
             entry = self._entries.get(key)
             if entry is not None:
                 self._hits += 1
                 self._entries.move_to_end(key)
                 return entry
-            entry = self._compile(args, kwargs, [type_of(x) for x in leaves], spec)
+            entry = self._compile(args, kwargs, leaves, spec, outer)
             self._misses += 1
-            self._entries[key] = entry
+            # A function that changed what it reads, by counting its calls, say, is kept as it is now.
+            self._entries[(*given, *self._around(args, []))] = entry
             if len(self._entries) > self.maxsize:
                 self._entries.popitem(last=False)
             return entry
 
-    def _surroundings(self) -> tuple[Any, ...]:
-        """Arrays by identity and numbers by value that the function reads from outside."""
-        cells = self.function.__closure__ if hasattr(self.function, "__closure__") else None
-        values = [_cell(c) for c in cells or ()]
-        module: dict[str, Any] = getattr(self.function, "__globals__", {})
-        values += [module.get(name) for name in self._globals]
-        return tuple(map(_token, values))
+    def _around(self, args: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
+        """What the function reads from outside: the part of the key that is not in its arguments."""
+        spec: list[Any] = []
+        self._surroundings.read(outer, spec, [x for x in args if is_plain_object(x)])
+        return tuple(spec), signature(outer)
 
     def _compile(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], types: list[TensorType], spec: list[Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Any],
+        spec: list[Any],
+        outer: list[Any],
     ) -> _Entry:
         trace = Trace(Builder(), getattr(self.function, "__name__", "f"))
         labels = _labels(self.function, args, kwargs)
-        inputs = [trace.builder.input(n, t) for n, t in zip(labels, types, strict=True)]
+        inputs = [trace.builder.input(n, type_of(x)) for n, x in zip(labels, given, strict=True)]
+        trace.labels.update(dict.fromkeys(labels))
         with trace.recording():
             returned = self._traced(trace, inputs, spec)
             leaves: list[Any] = []
@@ -159,8 +166,9 @@ class JitFunction:
         captured = list(trace.captures.values())
         graph = Graph([*inputs, *(v for _, v in captured)], outputs, trace.builder)
         result = self.pipeline.run(graph)
-        arrays = tuple(a for x, _ in captured for a in storage(x))
-        return _Entry(result, Program(result.graph), arrays, out_spec, tuple(v.type for v in outputs))
+        places = {id(x): i for i, x in enumerate(outer)}
+        captures = tuple(places.get(id(x), x) for x, _ in captured)
+        return _Entry(result, Program(result.graph), captures, out_spec, tuple(v.type for v in outputs))
 
     def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:
         tracers = [Tracer(trace, v) for v in inputs]
@@ -206,41 +214,10 @@ def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     for i, arg in enumerate(args):
         paths(arg, bound[i] if i < len(bound) else f"arg{i}", found.append)
     paths(kwargs, "", found.append)
-    used: dict[str, int] = {}
-    out: list[str] = []
+    out: dict[str, None] = {}
     for label in found:
-        clean = re.sub(r"[^\w.\-]", "_", label) or "x"
-        count = used[clean] = used.get(clean, 0) + 1
-        out.append(clean if count == 1 else f"{clean}.{count - 1}")
-    return out
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that is not bound yet
-        return None
-
-
-def _token(value: Any) -> Any:
-    if isinstance(value, (mx.array, QuantizedTensor)):
-        return id(value)
-    if isinstance(value, (bool, int, float, str)):
-        return type(value), repr(value)
-    return None
-
-
-def _global_names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The global names that the function's code, and the code inside it, mentions."""
-    code = getattr(function, "__code__", None)
-    names: dict[str, None] = {}
-    stack: list[CodeType] = [code] if isinstance(code, CodeType) else []
-    while stack:
-        current = stack.pop()
-        names.update(dict.fromkeys(current.co_names))
-        stack += [c for c in current.co_consts if isinstance(c, CodeType)]
-    module: dict[str, Any] = getattr(function, "__globals__", {})
-    return tuple(n for n in names if not callable(module.get(n)) and not inspect.ismodule(module.get(n)))
+        out[unused(re.sub(r"[^\w.\-]", "_", label) or "x", out)] = None
+    return list(out)
 
 
 @overload

@@ -85,12 +85,12 @@ def backbone(
         filled: Cache = []
         for i, (layer, kv) in enumerate(zip(p["layers"], cache, strict=True)):
             with qg.scope(f"layers.{i}"):
-                h = rms_norm(layer["input_layernorm"], x, config)
+                h = rms_norm(layer, "input_layernorm", x, config)
                 attended, kv = attention(layer["self_attn"], h, kv, offset, mask, config)
                 x = x + attended
-                x = x + mlp(layer["mlp"], rms_norm(layer["post_attention_layernorm"], x, config))
+                x = x + mlp(layer["mlp"], rms_norm(layer, "post_attention_layernorm", x, config))
                 filled.append(kv)
-        return rms_norm(p["norm"], x, config), filled
+        return rms_norm(p, "norm", x, config), filled
 
 
 def head(params: dict[str, Any], x: qg.Array, config: Config) -> qg.Array:
@@ -114,8 +114,8 @@ def attention(
         return qg.rope(y, c.head_dim, traditional=False, base=c.rope_theta, scale=1.0, offset=offset)
 
     with qg.scope("self_attn"):
-        q = rotated(rms_norm(p["q_norm"], heads(linear(p, "q_proj", x)), c).transpose(0, 2, 1, 3))
-        k = rotated(rms_norm(p["k_norm"], heads(linear(p, "k_proj", x)), c).transpose(0, 2, 1, 3))
+        q = rotated(rms_norm(p, "q_norm", heads(linear(p, "q_proj", x)), c).transpose(0, 2, 1, 3))
+        k = rotated(rms_norm(p, "k_norm", heads(linear(p, "k_proj", x)), c).transpose(0, 2, 1, 3))
         v = heads(linear(p, "v_proj", x)).transpose(0, 2, 1, 3)
         start = offset.reshape(1)
         keys = qg.slice_update(cache[0], k.astype(cache[0].dtype), start, axes=[2])
@@ -147,6 +147,7 @@ def embed(p: dict[str, Any], tokens: qg.Array) -> qg.Array:
         return qg.take(p["weight"], tokens, axis=0)
 
 
-def rms_norm(p: dict[str, Any], x: qg.Array, c: Config) -> qg.Array:
+def rms_norm(parent: dict[str, Any], name: str, x: qg.Array, c: Config) -> qg.Array:
     """Root-mean-square norm over the last axis."""
-    return qg.rms_norm(x, p["weight"], c.rms_norm_eps)
+    with qg.scope(name):
+        return qg.rms_norm(x, parent[name]["weight"], c.rms_norm_eps)

@@ -26,7 +26,8 @@ class ComposeTransposes(qg.Rule):
     """transpose(transpose(x)) → transpose(x)."""
 
     def pattern(self, x: qg.Array) -> Any:
-        return qg.transpose(qg.transpose(x).named("inner"))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
+        inner: Any = qg.transpose(x)
+        return qg.transpose(inner.named("inner"))
 
     def rewrite(self, m: qg.Match, x: qg.Array) -> qg.Array:
         outer, inner = m.root.op, m.op("inner")

@@ -45,7 +45,7 @@ class LoraBranch(Lora):
 class LoraBranchUnscaled(Lora):
     """quantized_matmul(x, w) + dot(dot(x, a), b)."""
 
-    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:
         return _base(x, w) + qg.dot(qg.dot(x, a), b)
 
 
@@ -67,7 +67,8 @@ class LoraMergedWeight(Lora):
 
 
 def _base(x: Any, w: Any) -> Any:
-    return qg.quantized_matmul(x, w).named("base")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    base: Any = qg.quantized_matmul(x, w)
+    return base.named("base")
 
 
 def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool | None = None) -> Any:

@@ -20,7 +20,7 @@ from qgraph.ir.dtypes import F32, dtype_of, promote
 from qgraph.ir.op import Input
 from qgraph.lm.models import Cache, ModelCode, Params, find_model
 from qgraph.lm.sampling import Piece, Sampler, Stats
-from qgraph.lm.text import Tokenizer, check_tokens, encode, load_tokenizer
+from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.quant import QuantizedTensor, load_adapter, load_config, merge_adapter
 from qgraph.quant import load as load_params
 from qgraph.rewrite import Report, Result
@@ -146,7 +146,7 @@ class LanguageModel:
                 batch = rows[start : start + BATCH]
                 found = self._complete([encoded[i] for i in batch], max_tokens)
                 for i, ids in zip(batch, found, strict=True):
-                    texts[i] = self.tokenizer.decode(ids)
+                    texts[i] = decode(self.tokenizer, ids)
         return texts
 
     def result(self, length: int = 1) -> Result:

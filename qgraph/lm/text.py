@@ -10,6 +10,7 @@ from typing import Any
 from qgraph._errors import CheckpointError, QGraphError
 from qgraph.quant.strict_file import clip, read_json
 
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "tokenizer_config.json")
 Tokenizer = Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
 
 
@@ -25,14 +26,20 @@ def load_tokenizer(folder: Path, config: Mapping[str, object]) -> Tokenizer:
             f"text needs mlx-lm's tokenizers, which are not installed ({error})",
             fix='pip install "qgraph[lm]"',
         ) from error
+    # Without files transformers makes up an empty tokenizer from config.json.
+    if not any(path for pattern in _FILES for path in folder.glob(pattern)):
+        raise _unusable(folder, "there are no tokenizer files")
     try:
         return load_from(folder, eos_token_ids=_end_ids(folder, config))
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
-        cause = clip(str(error).partition("\n")[0], 120)
-        raise CheckpointError(
-            f"{clip(folder.name, 60)}: no usable tokenizer: {cause}",
-            fix="copy tokenizer.json and tokenizer_config.json of the original model into the folder",
-        ) from error
+        raise _unusable(folder, clip(str(error).partition("\n")[0], 120)) from error
+
+
+def _unusable(folder: Path, cause: str) -> CheckpointError:
+    return CheckpointError(
+        f"{clip(folder.name, 60)}: no usable tokenizer: {cause}",
+        fix="copy tokenizer.json and tokenizer_config.json of the original model into the folder",
+    )
 
 
 def _end_ids(folder: Path, config: Mapping[str, object]) -> list[int] | None:
@@ -56,6 +63,15 @@ def encode(tokenizer: Tokenizer, prompt: str, *, chat: bool = False) -> list[int
     # As mlx-lm: a prompt that starts with the begin token is not given another.
     begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
     return list(tokenizer.encode(prompt, add_special_tokens=not begins))
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of generated ids, as it would have streamed."""
+    detokenizer = tokenizer.detokenizer
+    for token in tokens:
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    return detokenizer.text
 
 
 def check_tokens(tokens: Sequence[int], vocab: int, context: int) -> None:

@@ -267,7 +267,9 @@ def _constant(indices: np.ndarray[Any, Any], size: int | None, axis: int) -> Any
                 f"index {low if low < -size else high} is out of range for axis {axis} of size {size}",
                 fix=f"use {-size}..{size - 1}" if size else "the axis is empty",
             )
-    dtype: DType = I32 if indices.size == 0 or max(abs(low), abs(high)) < 2**31 else I64
+        if size is not None:
+            indices = indices % size  # some kernels do not count from the end
+    dtype: DType = I32 if not indices.size or int(np.abs(indices).max()) < 2**31 else I64
     if indices.size > LARGEST_CONSTANT:
         return mx.array(indices, dtype.mlx)
     return apply(Constant(tuple(indices.ravel().tolist()), indices.shape, dtype))

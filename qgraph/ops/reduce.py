@@ -18,6 +18,27 @@ from qgraph.ops.elementwise import Rule, boolean, same
 
 Axis = int | Sequence[int] | None
 
+__all__ = [
+    "all",
+    "any",
+    "argmax",
+    "argmin",
+    "cummax",
+    "cummin",
+    "cumprod",
+    "cumsum",
+    "logcumsumexp",
+    "logsumexp",
+    "max",
+    "mean",
+    "min",
+    "prod",
+    "softmax",
+    "std",
+    "sum",
+    "var",
+]
+
 
 def accumulating(dtype: DType) -> DType:
     """The dtype in which MLX adds and multiplies: 32 bits at least for integers."""
@@ -50,11 +71,12 @@ class Reduction(Op):
 
     def infer(self, x: TensorType) -> TensorType:
         """The shape without `axes`; the dtype by the rule."""
-        if not self.has_identity and 0 in (x.shape[i] for i in self.axes) and 0 not in self.result(x):
+        shape = self.result(x)
+        if not self.has_identity and 0 in (x.shape if self.axes == () else [x.shape[i] for i in self.axes]):
             raise ShapeError(
                 f"{self.name}: axes {self.axes} of {x.shape} have no elements", fix="reduce axes with elements"
             )
-        return TensorType(self.result(x), type(self).rule(x.dtype))
+        return TensorType(shape, type(self).rule(x.dtype))
 
     def result(self, x: TensorType) -> tuple[int, ...]:
         """The shape of the result."""
@@ -156,7 +178,7 @@ max = _reduction("max", "The largest element", _max, has_identity=False)
 min = _reduction("min", "The smallest element", _min, has_identity=False)
 all = _reduction("all", "Whether every element is nonzero", _all, boolean)
 any = _reduction("any", "Whether some element is nonzero", _any, boolean)
-logsumexp = _reduction("logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10)
+logsumexp = _reduction("logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10, has_identity=False)
 
 
 @dataclass(frozen=True)
@@ -171,13 +193,13 @@ class Variance(Reduction):
 
     def reference(self, x: Any) -> Any:
         """NaN where n - ddof is not positive, as in MLX."""
-        return self._variance(np.asarray(x, np.float64))
+        return self._variance(np.asarray(x) + 0.0)
 
     def _variance(self, x: Any) -> Any:
         count = product(x.shape[i] for i in self.axes)
         if count == 0:
             return np.full(np.sum(x, self.axes, keepdims=self.keepdims).shape, np.nan)
-        total = np.sum(np.square(x - np.mean(x, self.axes, keepdims=True)), self.axes, keepdims=self.keepdims)
+        total = np.sum(np.square(np.abs(x - np.mean(x, self.axes, keepdims=True))), self.axes, keepdims=self.keepdims)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.true_divide(total, count - self.ddof if count > self.ddof else 0)
 
@@ -256,13 +278,12 @@ class ArgReduction(Op):
         """Positions are u32."""
         sizes = list(x.shape)
         if self.axis is None:
-            empty, sizes = x.size == 0, [1] * x.ndim if self.keepdims else []
+            sizes = [1] * x.ndim if self.keepdims else []
         else:
             axis = normalize_axis(self.axis, x.ndim)
-            empty = sizes[axis] == 0
             sizes[axis : axis + 1] = [1] if self.keepdims else []
-        if empty:
-            raise ShapeError(f"{self.name}: no elements along axis {self.axis} of {x.shape}")
+        if x.size == 0:
+            raise ShapeError(f"{self.name}: an array without elements, {x.shape}", fix="check the shape before")
         return TensorType(tuple(sizes), U32)
 
     def flops(self, inputs: Types, outputs: Types) -> int:

@@ -147,11 +147,7 @@ def _check_rank(entry: Entry, leaf: str, rank: int) -> None:
         cause = f"has shape {clip(shape, 60)}, expected rank 2, or 3 with experts"
         raise refuse(entry.path, cause, tensor=entry.name, fix=_AGAIN)
     first = (leaf == "lora_b") == (len(shape) == 2)
-    found = (
-        (shape[0] if first else shape[-1])
-        if len(shape) == 2
-        else shape[1 if leaf == "lora_a" else 2]
-    )
+    found = (shape[0] if first else shape[-1]) if len(shape) == 2 else shape[1 if leaf == "lora_a" else 2]
     if found != rank:
         cause = f"has shape {clip(shape, 60)}, expected {expected}"
         fix = f"correct rank in {CONFIG}, or the tensor if it is transposed"
@@ -196,7 +192,7 @@ def merge_adapter(params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]
     return merged
 
 
-def _own(root: dict[str, Any], module: str, owned: dict[str, Any], adapter: Adapter) -> Any:  # noqa: ANN401
+def _own(root: dict[str, Any], module: str, owned: dict[str, Any], adapter: Adapter) -> Any:
     """The container at a path, after copying it and those above it once."""
     here: Any = root
     path = ""
@@ -208,7 +204,7 @@ def _own(root: dict[str, Any], module: str, owned: dict[str, Any], adapter: Adap
     return here
 
 
-def _copy_child(parent: Any, part: str, module: str, adapter: Adapter) -> Any:  # noqa: ANN401
+def _copy_child(parent: Any, part: str, module: str, adapter: Adapter) -> Any:
     key: Any = part
     names: list[str] = []
     if isinstance(parent, list):
@@ -246,9 +242,7 @@ def _check_fit(
         if "embed" in module.rpartition(".")[2] or module.endswith("wte"):
             wanted = [((out, r), (r, inner))]
     else:
-        raise _no(
-            adapter, f"{module}.lora_a", f"the weight has shape {weight}, expected rank 2 or 3"
-        )
+        raise _no(adapter, f"{module}.lora_a", f"the weight has shape {weight}, expected rank 2 or 3")
     want_a, want_b = wanted[0]
     for leaf, found, want in (("lora_a", a, want_a), ("lora_b", b, want_b)):
         if found != want:

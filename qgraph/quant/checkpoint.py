@@ -229,9 +229,7 @@ def _tensor(t: Triplet, arrays: Mapping[str, mx.array]) -> QuantizedTensor:
     biases = None if t.biases is None else arrays[t.biases.name]
     scale = None if t.global_scale is None else arrays[t.global_scale.name]
     try:
-        return QuantizedTensor(
-            arrays[t.weight.name], arrays[t.scales.name], biases, t.quantization, scale
-        )
+        return QuantizedTensor(arrays[t.weight.name], arrays[t.scales.name], biases, t.quantization, scale)
     except QGraphError as error:  # not expected: the headers were checked
         fix = error.fix or _AGAIN
         raise refuse(t.weight.path, error.message, tensor=t.weight.name, fix=fix) from error

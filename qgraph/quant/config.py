@@ -26,9 +26,7 @@ class QuantizationConfig:
     """
 
     default: Quantization | None = None
-    overrides: Mapping[str, Quantization | None] = field(
-        default_factory=dict[str, Quantization | None]
-    )
+    overrides: Mapping[str, Quantization | None] = field(default_factory=dict[str, Quantization | None])
 
     def at(self, module: str) -> Quantization | None:
         """The scheme declared for a module, None for dense.

@@ -124,9 +124,7 @@ def _is_plain(file: str) -> bool:
     return file.endswith(".safetensors") and file.isprintable() and not special and len(file) <= 255
 
 
-def _merge(
-    headers: tuple[Header, ...], weight_map: Mapping[str, str], index: Path
-) -> dict[str, Entry]:
+def _merge(headers: tuple[Header, ...], weight_map: Mapping[str, str], index: Path) -> dict[str, Entry]:
     merged: dict[str, Entry] = {}
     for header in headers:
         for name, entry in header.entries.items():

@@ -133,9 +133,7 @@ def _parts(path: Path, name: str, leaf: mx.array | QuantizedTensor) -> list[tupl
     return [(prefix + part, array) for part, array in named if array is not None]
 
 
-def _new_config(
-    folder: Path, config: Mapping[str, object] | None, schemes: Schemes
-) -> dict[str, object]:
+def _new_config(folder: Path, config: Mapping[str, object] | None, schemes: Schemes) -> dict[str, object]:
     file = folder / "config.json"
     if config is None:
         config = load_config(file) if os.path.lexists(file) else {}
@@ -159,9 +157,7 @@ def _block(path: Path, schemes: Schemes, kept: Quantization | None) -> dict[str,
     block: dict[str, object] = dict(top.to_config())
     for module, (scheme, global_scale) in schemes.items():
         if module in block or module in _BLOCKS:
-            raise refuse(
-                path, "the module name is a key of the config", tensor=module, fix="rename it"
-            )
+            raise refuse(path, "the module name is a key of the config", tensor=module, fix="rename it")
         if scheme == top:
             continue  # mlx-lm finds a global scale by itself, except for listed layers
         entry: dict[str, object] = dict(scheme.to_config())
@@ -178,9 +174,7 @@ def _save_folder(
     shards = _shards(arrays, max_shard_bytes)
     names = [SINGLE]
     if len(shards) > 1:
-        names = [
-            f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)
-        ]
+        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = os.listdir(folder)
@@ -194,14 +188,10 @@ def _save_folder(
     index = {
         "metadata": {"total_size": sum(array.nbytes for array in arrays.values())},
         "weight_map": {
-            tensor: name
-            for name, shard in zip(names, shards, strict=True)
-            for tensor in sorted(shard)
+            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in sorted(shard)
         },
     }
-    files = [
-        (folder / name, _tensor_writer(shard)) for name, shard in zip(names, shards, strict=True)
-    ]
+    files = [(folder / name, _tensor_writer(shard)) for name, shard in zip(names, shards, strict=True)]
     files.append((folder / INDEX, _json_writer(index)))
     files.append((folder / "config.json", _json_writer(dict(sorted(config.items())))))
     _commit(files)

@@ -164,9 +164,7 @@ class Quantization:
 
 def _clip(value: object) -> str:
     """A short, printable form of a value that may come from a hostile file."""
-    if (
-        isinstance(value, int) and value.bit_length() > 128
-    ):  # str() of a huge int is slow or refused
+    if isinstance(value, int) and value.bit_length() > 128:  # str() of a huge int is slow or refused
         return "a huge number"
     text = ascii(value) if value is None or isinstance(value, bool | int | float | str) else ""
     text = text or f"a {type(value).__name__}"

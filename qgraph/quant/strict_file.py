@@ -63,8 +63,7 @@ def clip(text: object, limit: int = 80) -> str:
     whole = str(text)
     # Control, bidi and surrogate characters are not printable; cut first: names can be huge.
     shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
-        for c in whole[: limit + 1]
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole[: limit + 1]
     )
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
@@ -132,9 +131,7 @@ def read_json(path: Path, *, constants: bool = False) -> dict[str, object]:
     return parse_json(text, path, constants=constants)
 
 
-def parse_json(
-    text: bytes, path: Path, *, what: str = "file", constants: bool = False
-) -> dict[str, object]:
+def parse_json(text: bytes, path: Path, *, what: str = "file", constants: bool = False) -> dict[str, object]:
     """Parse strict UTF-8 JSON with an object at the top level. Errors: CheckpointError."""
     try:
         value = _parse(text, constants=constants)

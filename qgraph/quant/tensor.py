@@ -194,9 +194,7 @@ def is_quantized(obj: object) -> TypeGuard[QuantizedTensor]:
     return isinstance(obj, QuantizedTensor)
 
 
-def pack(
-    w: mx.array, quantization: Quantization, global_scale: mx.array | None = None
-) -> QuantizedTensor:
+def pack(w: mx.array, quantization: Quantization, global_scale: mx.array | None = None) -> QuantizedTensor:
     """Quantize a dense weight along its last axis.
 
     Shape: [..., K] with K a multiple of the group size; any leading axis may be empty.
@@ -214,9 +212,7 @@ def pack(
         return QuantizedTensor(*_empty(w, q), q, global_scale, w.dtype)
     if _odd_groups(w.size, q):
         rows, both = w.shape[0], pack(mx.concatenate([w, w]), q, global_scale)
-        return QuantizedTensor(
-            both.packed[:rows], both.scales[:rows], None, q, global_scale, w.dtype
-        )
+        return QuantizedTensor(both.packed[:rows], both.scales[:rows], None, q, global_scale, w.dtype)
     parts = mx.quantize(w, q.group_size, q.bits, q.mode, global_scale=global_scale)
     biases = parts[2] if q.has_biases else None
     return QuantizedTensor(parts[0], parts[1], biases, q, global_scale, w.dtype)
@@ -249,9 +245,7 @@ def unpack(t: QuantizedTensor, dtype: mx.Dtype | None = None) -> mx.array:
     q, packed, scales = t.quantization, t.packed, t.scales
     if _odd_groups(t.size, q):
         packed, scales = mx.concatenate([packed, packed]), mx.concatenate([scales, scales])
-    dense = mx.dequantize(
-        packed, scales, t.biases, q.group_size, q.bits, q.mode, t.global_scale, dtype
-    )
+    dense = mx.dequantize(packed, scales, t.biases, q.group_size, q.bits, q.mode, t.global_scale, dtype)
     dense = dense[: t.packed.shape[0]] if packed is not t.packed else dense
     return dense if t.axis == -1 else mx.moveaxis(dense, -1, t.axis)
 
@@ -267,9 +261,7 @@ def _check_arrays(*arrays: object) -> None:
         )
 
 
-def _check_dtypes(
-    packed: mx.array, scales: mx.array, biases: mx.array | None, q: Quantization
-) -> None:
+def _check_dtypes(packed: mx.array, scales: mx.array, biases: mx.array | None, q: Quantization) -> None:
     if packed.dtype != mx.uint32:
         raise DTypeError(
             f"QuantizedTensor: packed is {_name(packed.dtype)}, expected uint32",
@@ -290,9 +282,7 @@ def _check_dtypes(
             fix="use float32, float16 or bfloat16, or the mode that the scales were made with",
         )
     if biases is None:
-        raise DTypeError(
-            f"QuantizedTensor: {q} needs biases", fix="pass the third result of mx.quantize"
-        )
+        raise DTypeError(f"QuantizedTensor: {q} needs biases", fix="pass the third result of mx.quantize")
     if biases.dtype != scales.dtype:
         raise DTypeError(
             f"QuantizedTensor: scales are {_name(scales.dtype)}, biases {_name(biases.dtype)}",
@@ -304,9 +294,7 @@ def _check_global_scale(scale: mx.array | None, q: Quantization) -> None:
     if scale is None:
         return
     if q.mode != "nvfp4":
-        raise DTypeError(
-            f"{q} takes no global_scale", fix="pass global_scale=None: only nvfp4 has one"
-        )
+        raise DTypeError(f"{q} takes no global_scale", fix="pass global_scale=None: only nvfp4 has one")
     if scale.shape != () or scale.dtype != mx.float32:
         raise DTypeError(
             f"global_scale is {_name(scale.dtype)}{list(scale.shape)}, expected a float32 scalar",
@@ -314,9 +302,7 @@ def _check_global_scale(scale: mx.array | None, q: Quantization) -> None:
         )
 
 
-def _check_shapes(
-    packed: mx.array, scales: mx.array, biases: mx.array | None, q: Quantization
-) -> None:
+def _check_shapes(packed: mx.array, scales: mx.array, biases: mx.array | None, q: Quantization) -> None:
     if packed.ndim < 2:
         raise ShapeError(
             f"QuantizedTensor: packed has shape {packed.shape}, expected rank 2 or more",
@@ -344,9 +330,7 @@ def _check_packable(w: object, q: Quantization) -> None:
             fix="convert it with mx.array(...)",
         )
     if w.dtype not in _FLOATS:
-        raise DTypeError(
-            f"pack: cannot quantize {_name(w.dtype)}", fix="cast with w.astype(mx.float32)"
-        )
+        raise DTypeError(f"pack: cannot quantize {_name(w.dtype)}", fix="cast with w.astype(mx.float32)")
     if w.ndim < 2:
         raise ShapeError(
             f"pack: the weight has shape {w.shape}, expected rank 2 or more",
@@ -356,8 +340,7 @@ def _check_packable(w: object, q: Quantization) -> None:
     if k % group:
         raise ShapeError(
             f"pack: the last axis has {k} elements, not a multiple of group_size {group}",
-            fix=f"pad the last axis to {-(-k // group) * group}, "
-            f"or pick a group_size that divides {k}",
+            fix=f"pad the last axis to {-(-k // group) * group}, or pick a group_size that divides {k}",
         )
 
 

@@ -11,7 +11,7 @@ _MAX_PARTS = 64  # tree_unflatten recurses
 _MAX_INDEX = 100_000  # and fills the gaps of a list
 
 
-def nest(flat: Mapping[str, object], refuse: Callable[[str, str], Exception]) -> Any:  # noqa: ANN401
+def nest(flat: Mapping[str, object], refuse: Callable[[str, str], Exception]) -> Any:
     """The tree of flat names, as `mlx.utils.tree_unflatten` makes it.
 
     Parts that are all numbers make a list. Errors: whatever `refuse(name, cause)` returns is

@@ -19,9 +19,7 @@ _FLOATS = ("F16", "BF16", "F32")
 _INCOMPLETE = "download the checkpoint again, or convert the model again"
 _DECLARE = "correct quantization in config.json: bits, group_size, mode, or this layer's entry"
 # For the hint which schemes would fit the shapes.
-_SCHEMES = tuple(
-    Quantization(bits=b, group_size=g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128)
-)
+_SCHEMES = tuple(Quantization(bits=b, group_size=g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,7 @@ def find_triplets(entries: Mapping[str, Entry], declared: QuantizationConfig) ->
             triplets[module] = _triplet(module, entry, entries, declared)
         elif leaf in ("biases", "global_scale") and _sibling(module, "scales") not in entries:
             raise _no(entry, "has no scales beside it", _INCOMPLETE)
-        elif (
-            leaf == "weight" and entry.dtype == "U32" and _sibling(module, "scales") not in entries
-        ):
+        elif leaf == "weight" and entry.dtype == "U32" and _sibling(module, "scales") not in entries:
             raise _no(entry, "is packed (U32) but has no scales beside it", _INCOMPLETE)
     _check_declared(entries, declared, triplets)
     return triplets
@@ -63,16 +59,12 @@ def _triplet(
     if weight is None:
         raise _no(scales, "has no packed weight beside it", _INCOMPLETE)
     if declared.default is None:
-        raise _no(
-            weight, "is packed, but no quantization block declares bits and group_size", _DECLARE
-        )
+        raise _no(weight, "is packed, but no quantization block declares bits and group_size", _DECLARE)
     scheme = declared.at(module)
     if scheme is None:
         raise _no(weight, "is packed, but declared false (dense) in config.json", _DECLARE)
     biases = entries.get(_sibling(module, "biases"))
-    triplet = Triplet(
-        module, scheme, weight, scales, biases, entries.get(_sibling(module, "global_scale"))
-    )
+    triplet = Triplet(module, scheme, weight, scales, biases, entries.get(_sibling(module, "global_scale")))
     for problem in (*_dtype_problems(triplet), *_shape_problems(triplet)):
         raise problem
     return triplet
@@ -98,9 +90,7 @@ def _dtype_problems(t: Triplet) -> Iterator[CheckpointError]:
         yield _no(scale, f"is not expected, declared {q} has no global scale", _DECLARE)
     if scale is not None and (scale.dtype, scale.shape) != ("F32", ()):
         cause = f"is {scale.dtype}{list(scale.shape)}, expected an F32 scalar"
-        yield _no(
-            scale, cause, "one global scale for each expert is not supported: use affine or mxfp4"
-        )
+        yield _no(scale, cause, "one global scale for each expert is not supported: use affine or mxfp4")
 
 
 def _shape_problems(t: Triplet) -> Iterator[CheckpointError]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Never
 
@@ -146,6 +146,7 @@ class Trace:
         self.name = name
         self.finished = False
         self.captures: dict[int, tuple[Any, Value]] = {}
+        self.labels: dict[str, None] = {}  # of the inputs
         self._origin = origin
 
     def origin(self) -> Origin:
@@ -176,7 +177,8 @@ class Trace:
         found = self.captures.get(id(x))
         if found is None:
             kind = "captured_w" if isinstance(x, QuantizedTensor) else "captured"
-            label = f"{kind}{len(self.captures)}"
+            label = unused(f"{kind}{len(self.captures)}", self.labels)
+            self.labels[label] = None
             found = self.captures[id(x)] = (x, self.builder.input(label, type_of(x), self.origin()))
         return found[1]
 
@@ -201,6 +203,28 @@ def _leaked(x: Tracer, here: Trace | None) -> TraceError:
         where=user_source(3).sentence(),
         fix="return the value from the jitted function instead of storing it in a variable outside",
     )
+
+
+def unused(label: str, taken: Container[str]) -> str:
+    """`label`, with a number behind it where it is taken.
+
+    >>> unused("w", {"w", "w.1"})
+    'w.2'
+    """
+    name, n = label, 1
+    while name in taken:
+        name, n = f"{label}.{n}", n + 1
+    return name
+
+
+def signature(leaves: list[Any]) -> tuple[Any, ...]:
+    """The types of arrays, as part of a key: fast for arrays, which are many and come at every call."""
+    return tuple((x.shape, x.dtype) if type(x) is mx.array else _type(x) for x in leaves)
+
+
+def _type(x: Any) -> TensorType:
+    refuse_leaks((x,))
+    return type_of(x)
 
 
 def refuse_leaks(operands: tuple[Any, ...]) -> None:

@@ -24,7 +24,7 @@ def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:
     >>> leaves, spec = [], []
     >>> flatten({"w": mx.zeros(2), "k": (3, None)}, leaves, spec)
     >>> len(leaves), spec
-    (1, ['dict', ('w', 'k'), 'leaf', 'tuple', 2, ('int', 3), None])
+    (1, ['dict', ((<class 'str'>, 'w'), (<class 'str'>, 'k')), 'leaf', 'tuple', 2, (<class 'int'>, 3), None])
     """
     kind = cast(Any, type(tree))
     if kind is mx.array or isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
@@ -46,7 +46,7 @@ def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:
 def _container(tree: Any, kind: Any, spec: list[Any]) -> list[Any] | None:
     """The children of a container, its tokens appended to `spec`; None for anything else."""
     if kind is dict:
-        spec += ("dict", tuple(tree))
+        spec += ("dict", tuple(map(typed, tree)))
         return list(tree.values())
     if kind is list or kind is tuple:
         spec += (kind.__name__, len(tree))
@@ -61,8 +61,6 @@ def _container(tree: Any, kind: Any, spec: list[Any]) -> list[Any] | None:
 
 
 def _static(value: Any) -> Any:
-    if isinstance(value, float):  # 0.0 == -0.0 and nan != nan, but each is one value
-        return ("float", value.hex())
     try:
         hash(value)
     except TypeError:
@@ -70,7 +68,42 @@ def _static(value: Any) -> Any:
             f"an argument of type {type(value).__name__} is neither an array nor hashable",
             fix="pass arrays, QuantizedTensors, trees of them, or hashable Python values",
         ) from None
-    return (type(value).__name__ if isinstance(value, (int, bool, str)) else type(value), value)
+    return typed(value)
+
+
+def typed(value: Any) -> tuple[Any, ...]:
+    """A hashable value as part of a key: with its type, since 1 == 1.0 == True, and to the last bit.
+
+    >>> typed(0.0) == typed(-0.0), typed(1) == typed(True), typed(float("nan")) == typed(float("nan"))
+    (False, False, True)
+    """
+    kind = type(value)
+    if kind is float or kind is complex:
+        return kind, repr(value), _Exactly(value)
+    return kind, value
+
+
+class _Exactly:
+    """Holds a float, whose repr the key compares instead: nan is not equal to itself, and 0.0 is to -0.0."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Exactly)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def untyped(token: tuple[Any, ...]) -> Any:
+    """The value that `typed` made the token of."""
+    return token[2].value if len(token) == 3 else token[1]
 
 
 def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
@@ -84,7 +117,7 @@ def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
         if token is None:
             return None
         if token == "dict":
-            return {key: build() for key in next(tokens)}
+            return {untyped(key): build() for key in next(tokens)}
         if token in ("list", "tuple"):
             items = [build() for _ in range(next(tokens))]
             return items if token == "list" else tuple(items)
@@ -94,7 +127,7 @@ def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
         if token == "dataclass":
             kind = next(tokens)
             return _rebuild(kind, {f.name: build() for f in dataclasses.fields(kind)})
-        return float.fromhex(token[1]) if token[0] == "float" else token[1]
+        return untyped(token)
 
     return build()
 

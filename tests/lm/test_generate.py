@@ -45,8 +45,8 @@ def test_text_equals_mlx_lms(folder: Path, model: qg.lm.LanguageModel) -> None:
     expected = mlx_lm.generate(peer, tokenizer, "What is 2+2?", max_tokens=40)
     pieces = list(model.generate("What is 2+2?", max_tokens=40))
     assert "".join(p.text for p in pieces) == expected
-    assert len(pieces) == 40
-    assert pieces[-1].finish == "length"
+    assert len(expected) > 10
+    assert pieces[-1].finish == ("length" if len(pieces) == 40 else "stop")
 
 
 def test_batches_equal_one_by_one(model: qg.lm.LanguageModel) -> None:
@@ -114,6 +114,7 @@ def test_the_command_runs_an_adapter(tmp_path: Path, folder: Path) -> None:
 
 def test_the_command_reads_stdin(folder: Path) -> None:
     result = CliRunner().invoke(generate, ["--model", str(folder), "--prompt", "-", "--max-tokens", "3"], "abc")
+    assert result.exit_code == 0, result.output
     assert result.stdout == run("--model", folder, "--prompt", "abc", "--max-tokens", 3).stdout
 
 

@@ -49,7 +49,7 @@ def assert_same_generation(model: Any, peer: Peer, count: int) -> None:
     expected_tokens, expected_logits = peer.greedy(PROMPT, count)
     assert tokens == expected_tokens
     assert relative_error(logits, expected_logits) < 1e-4
-    assert len(set(tokens)) > 3, "a constant sequence would prove little"
+    assert len(set(tokens)) > 10, "a constant sequence would prove little"
     assert model.step.cache_info().misses <= 3, "a prompt and the tokens after it are two programs"
 
 

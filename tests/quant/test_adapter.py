@@ -129,9 +129,7 @@ def test_missing_and_malformed_files_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["affine4", "affine3", "mxfp4", "dense"])
-def test_merging_adds_the_pair_and_leaves_the_weights_alone(
-    kind: str, written: Model, folder: Path
-) -> None:
+def test_merging_adds_the_pair_and_leaves_the_weights_alone(kind: str, written: Model, folder: Path) -> None:
     params = load(written(kind))
     adapter = load_adapter(write(folder, pair()))
     merged = merge_adapter(params, adapter)

@@ -119,9 +119,7 @@ def test_the_tree_has_a_list_of_layers_and_a_dict_for_each_module(written: Model
 
 def test_a_packed_weight_unpacks_to_what_mlx_computes(written: Model) -> None:
     stored: Any = mx.load(str(written("affine4") / "model.safetensors"))
-    expected = mx.dequantize(
-        *(stored[f"{LAYER}.{part}"] for part in ("weight", "scales", "biases")), 64, 4
-    )
+    expected = mx.dequantize(*(stored[f"{LAYER}.{part}"] for part in ("weight", "scales", "biases")), 64, 4)
     weight = load_flat(written("affine4"))[f"{LAYER}.weight"]
     assert isinstance(weight, QuantizedTensor)
     assert mx.array_equal(unpack(weight), expected)
@@ -145,8 +143,7 @@ def test_loaded_arrays_can_be_used_in_another_thread(written: Model) -> None:
     thread.start()
     thread.join()
     assert len(found) == sum(
-        len(leaf.components()) if isinstance(leaf, QuantizedTensor) else 1
-        for leaf in loaded.values()
+        len(leaf.components()) if isinstance(leaf, QuantizedTensor) else 1 for leaf in loaded.values()
     )
 
 
@@ -287,9 +284,7 @@ def test_nothing_named_in_a_config_is_run(model: Model) -> None:
 W, S, B = (f"{LAYER}.{part}" for part in ("weight", "scales", "biases"))
 
 
-def replace(
-    name: str, new: Callable[[mx.array], mx.array]
-) -> Callable[[dict[str, mx.array]], None]:
+def replace(name: str, new: Callable[[mx.array], mx.array]) -> Callable[[dict[str, mx.array]], None]:
     return lambda tensors: tensors.__setitem__(name, new(tensors[name]))
 
 

@@ -233,9 +233,7 @@ def test_a_header_is_read_in_file_order_with_exact_positions(raw: Raw, tmp_path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_listed_dtype_loads_with_the_bytes_of_the_file(
-    dtype: str, raw: Raw, tmp_path: Path
-) -> None:
+def test_every_listed_dtype_loads_with_the_bytes_of_the_file(dtype: str, raw: Raw, tmp_path: Path) -> None:
     size = DTYPES[dtype].size
     data = bytes([1] * 6 * size) if dtype == "BOOL" else bytes(range(6 * size))
     entry = {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, 6 * size]}
@@ -258,9 +256,7 @@ def test_a_bool_must_be_0_or_1(raw: Raw, tmp_path: Path) -> None:
         load_flat(file)
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_is_accepted_the_reference_reader_accepts_too(
     data: st.DataObject, raw: Raw, tmp_path: Path

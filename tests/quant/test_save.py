@@ -68,9 +68,7 @@ def test_a_saved_folder_has_the_layout_of_mlx_lm(tmp_path: Path) -> None:
     save(tmp_path, params, config={"model_type": "toy"}, max_shard_bytes=1200)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(file.name for file in tmp_path.glob("*.safetensors"))
-    assert files == [
-        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
-    ]
+    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     assert sorted(set(index["weight_map"].values())) == files
     assert all((tmp_path / file).stat().st_size < 1200 + 1000 for file in files)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -216,9 +214,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(
     load(tmp_path)
 
 
-def test_a_crash_between_the_shards_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_between_the_shards_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, weights(), max_shard_bytes=600)
     replace, calls = os.replace, list[int]()
 

@@ -59,9 +59,7 @@ def test_pack_and_unpack_do_what_mlx_does(
     if w.size and w.size % 32 == 0:
         stored = mx.quantize(w, q.group_size, q.bits, q.mode)
         assert mx.array_equal(packed.packed, stored[0])
-        expected = mx.dequantize(
-            *stored, group_size=q.group_size, bits=q.bits, mode=q.mode, dtype=dtype
-        )
+        expected = mx.dequantize(*stored, group_size=q.group_size, bits=q.bits, mode=q.mode, dtype=dtype)
         assert mx.array_equal(expected, dense)
 
 
@@ -154,9 +152,7 @@ def test_a_triplet_that_does_not_belong_together_is_refused(case: str) -> None:
     assert caught.value.fix
 
 
-@pytest.mark.parametrize(
-    ("axis", "shape"), [(-1, (3, 8, 128)), (-2, (3, 128, 8)), (-3, (128, 3, 8))]
-)
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (3, 8, 128)), (-2, (3, 128, 8)), (-3, (128, 3, 8))])
 def test_the_axis_moves_the_weights_in_the_logical_shape(axis: int, shape: tuple[int, ...]) -> None:
     w = pack(mx.random.normal((3, 8, 128)), Q4)
     t = QuantizedTensor(w.packed, w.scales, w.biases, Q4, axis=axis)

@@ -1,0 +1,10 @@
+"""Profiles of Hypothesis: the same examples everywhere, unless HYPOTHESIS_PROFILE=explore asks for new ones."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=QUIET)
+settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=QUIET)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
