@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -34,7 +35,7 @@ def generate(
     """
     from qgraph import lm
 
-    text = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+    text = sys.stdin.read() if prompt == "-" else prompt
     with loading(f"loading {folder.name}") as progress:
         model = lm.load(folder, adapter, progress=progress)
     pieces = model.generate(text, max_tokens=max_tokens, temp=temp, seed=seed, chat=not raw)

@@ -6,7 +6,7 @@ import re
 from fnmatch import fnmatchcase
 
 # A part of a scope or name that is a number, e.g. the 3 of layers.3.attn; not the 88 of model.py:88.
-_NUMBER = re.compile(r"(?<=\w\.)\d+(?=[.\s,)]|$)")
+_NUMBER = re.compile(r"(?<=[A-Za-z_]\.)\d+(?=[.\s,()]|$)")
 
 
 def collapsed(text: str) -> str:

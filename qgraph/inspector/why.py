@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from qgraph._errors import RuleError
 from qgraph.inspector.layers import collapsed, inside
 from qgraph.ir.graph import Node, Value
@@ -31,12 +33,17 @@ def explain(result: Result, rule: str = "", scope: str = "") -> str:
 
 
 def _report_text(result: Result, scope: str) -> str:
-    if not scope:
-        return str(result.report)
+    """Every site, those that unpack first; the ones alike up to the layer are one line with a count."""
     sites = [s for s in result.report if inside(s.scope, scope)]
     if not sites:
-        return f"no operation in {scope} reads a quantized value"
-    return "\n".join(map(str, sorted(sites, key=lambda s: s.quantized)))
+        return f"no operation {f'in {scope} ' if scope else ''}reads a quantized value"
+    became = Counter(s.became for s in sites)
+    counts = ", ".join(f"{n} × {name}" for name, n in became.items())
+    groups: dict[str, list[str]] = {}
+    for site in sorted(sites, key=lambda s: s.quantized):
+        groups.setdefault(collapsed(str(site)), []).append(str(site))
+    lines = [texts[0] if len(texts) == 1 else f"{len(texts)} × {text}" for text, texts in groups.items()]
+    return "\n".join([f"{len(sites)} uses of quantized values: {counts}", *lines])
 
 
 def _rules_of(result: Result, name: str) -> list[str]:

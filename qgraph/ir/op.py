@@ -127,6 +127,10 @@ class Input(Op):
         assert self.type is not None
         return self.type
 
+    def __str__(self) -> str:
+        """Name and type."""
+        return f"input{{label={self.label!r}, type={self.type}}}"
+
 
 @dataclass(frozen=True)
 class Constant(Op):

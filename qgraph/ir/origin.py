@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from os import path
 from types import CodeType
 from typing import NamedTuple
@@ -22,6 +22,12 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.pass_name}#{self.ordinal}"
+
+
+@cache
+def _lines(code: CodeType) -> list[int]:
+    """The line of every instruction."""
+    return [position[0] or 0 for position in code.co_positions()]
 
 
 class Source:
@@ -41,8 +47,7 @@ class Source:
         """The line number, 0 when unknown."""
         if self._code is None:
             return 0
-        positions = list(self._code.co_positions())
-        return positions[self._offset // 2][0] or 0
+        return _lines(self._code)[self._offset // 2]
 
     @property
     def file(self) -> str:
@@ -95,9 +100,10 @@ def is_library(code: CodeType) -> bool:
     """Whether `code` belongs to qgraph itself and is not a line to show to the user."""
     known = _library_code.get(code)
     if known is None:
-        known = path.abspath(code.co_filename).startswith(_LIBRARY + path.sep) or code.co_filename.startswith(
-            "<"
-        )
+        file = code.co_filename
+        # <stdin>, <string> and doctests are the user's; only our own and Python's generated code is not.
+        inside = path.abspath(file).startswith(_LIBRARY + path.sep) and not file.startswith("<")
+        known = inside or file.startswith(("<qgraph ", "<frozen "))
         _library_code[code] = known
     return known
 

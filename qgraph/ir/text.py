@@ -23,6 +23,7 @@ from qgraph.ir.origin import Origin, Source
 from qgraph.ir.types import parse_type
 from qgraph.quant.scheme import Quantization
 
+_UNREADABLE = re.compile(r"[^\w.\-]")  # what a name of the text form cannot hold
 _PARSE_FIX = "see qgraph.ir.text for the form"
 
 
@@ -31,7 +32,8 @@ def names_of(graph: Graph) -> dict[Value, str]:
     names: dict[Value, str] = {}
     used: dict[str, int] = {}
 
-    def unique(name: str) -> str:
+    def unique(label: str) -> str:
+        name = _UNREADABLE.sub("_", label) or "_"
         count = used.get(name, 0)
         used[name] = count + 1
         return unique(f"{name}.{count}") if count else name
@@ -72,7 +74,8 @@ def comment(node: Node) -> str:
     """The user's line and module path of a node."""
     source, scope = node.origin.source, node.origin.scope
     where = [str(source)] if source.known else []
-    return " in ".join(where + ([scope] if scope else []))
+    text = " in ".join(where + ([scope] if scope else []))
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def print_graph(graph: Graph) -> str:

@@ -17,6 +17,7 @@ from qgraph.rewrite.rule import Match, Rule, replacement
 from qgraph.trace.tracer import Trace
 
 REWRITES_PER_NODE = 20  # a pipeline that needs more does not terminate
+PATIENCE = 8  # sweeps before graphs are compared to find a cycle: nearly all passes need two or three
 
 
 class _Compiled:
@@ -43,6 +44,7 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], pass_name: str, context: Co
     budget = REWRITES_PER_NODE * max(len(graph.nodes), 10)
     seen: set[str] = set()
     recent: list[str] = []
+    sweeps = 0
     while True:
         sweep = _Sweep(graph, table, pass_name, context)
         after = sweep.run()
@@ -50,7 +52,8 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], pass_name: str, context: Co
             return graph
         recent = (recent + sweep.log)[-6:]
         budget -= sweep.applied
-        mark = digest(after)
+        sweeps += 1
+        mark = digest(after) if sweeps > PATIENCE else str(sweeps)
         if budget < 0 or mark in seen:
             raise RuleError(
                 f"pass {pass_name} does not come to an end; its last rewrites: {'; '.join(recent)}",

@@ -31,10 +31,6 @@ class Found:
     nodes: dict[Node, None] = field(default_factory=dict[Node, None])
     skipped: dict[str, tuple[Node, ...]] = field(default_factory=dict[str, tuple[Node, ...]])
 
-    def copy(self) -> Found:
-        """A state to try another way from."""
-        return Found(dict(self.values), dict(self.nodes), dict(self.skipped))
-
 
 @dataclass
 class Miss:
@@ -57,82 +53,90 @@ class Miss:
         return f"{self.reason}, at {shown}{line}"
 
 
-Continue = Callable[[Found], Found | None]
+Continue = Callable[[], bool]
 
 
 class Matcher:
-    """Matches one pattern at one node of a graph; `miss` tells the furthest failure."""
+    """Matches one pattern at one node of a graph; `miss` tells the furthest failure.
+
+    The state is one `Found`, undone on the way back: every choice (an order of operands, an op to skip)
+    is tried with the rest of the pattern as a continuation.
+    """
 
     def __init__(self, graph: Graph, pattern: Pattern, through: tuple[str, ...]) -> None:
         self.graph = graph
         self.pattern = pattern
         self.through = through
+        self.found = Found()
         self.miss: tuple[int, Callable[[], str], Value | None] = (-1, lambda: "", None)
 
     def at(self, value: Value) -> Found | None:
         """The match rooted at `value`, or None."""
-        return self._match(self.pattern, value, Found(), lambda found: found)
+        return self.found if self._match(self.pattern, value, _done) else None
 
-    def fail(self, found: Found, reason: Callable[[], str], at: Value | None) -> None:
+    def fail(self, reason: Callable[[], str], at: Value | None) -> bool:
         """Remember a failure if the pattern went further than at any before. Text is made on demand."""
-        if len(found.nodes) > self.miss[0]:
-            self.miss = (len(found.nodes), reason, at)
+        if len(self.found.nodes) > self.miss[0]:
+            self.miss = (len(self.found.nodes), reason, at)
+        return False
 
-    def _match(self, pattern: Pattern, value: Value, found: Found, then: Continue) -> Found | None:
-        if isinstance(pattern, AnyOf):
-            for alternative in pattern.alternatives:
-                result = self._match(alternative, value, found.copy(), then)
-                if result is not None:
-                    return result
-            return None
+    def _match(self, pattern: Pattern, value: Value, then: Continue) -> bool:
         if isinstance(pattern, Call):
-            return self._call(pattern, value, found, then)
-        if isinstance(pattern, Number):
-            return self._number(pattern, value, found, then)
-        assert isinstance(pattern, Variable)
-        return self._variable(pattern, value, found, then)
+            return self._call(pattern, value, then)
+        if isinstance(pattern, Variable):
+            return self._variable(pattern, value, then)
+        if isinstance(pattern, AnyOf):
+            return any(self._match(alternative, value, then) for alternative in pattern.alternatives)
+        assert isinstance(pattern, Number)
+        if isinstance(value.op, Constant) and set(value.op.data) == {pattern.value}:
+            return then()
+        return self.fail(lambda: f"expected the number {pattern.value}, found {value.op}", value)
 
-    def _call(self, pattern: Call, value: Value, found: Found, then: Continue) -> Found | None:
+    def _call(self, pattern: Call, value: Value, then: Continue) -> bool:
         node = value.node
         if node.op.name != pattern.op:
-            skipped = self._skip(pattern, value, found, then)
-            if skipped is None:
-                self.fail(found, lambda: f"expected {pattern.op}, found {node.op}", value)
-            return skipped
+            if self._skip(pattern, value, then):
+                return True
+            return self.fail(lambda: f"expected {pattern.op}, found {node.op}", value)
         if len(node.inputs) != len(pattern.args) or not self._keywords(pattern, node):
-            self.fail(found, lambda: f"expected {pattern} with {pattern.keywords}, found {node.op}", value)
-            return None
-        orders = [node.inputs]
-        if node.op.commutes and len(node.inputs) == 2 and node.inputs[0] is not node.inputs[1]:
-            orders.append(node.inputs[::-1])
-        for inputs in orders:
-            state = found.copy()
-            state.nodes[node] = None
-            if pattern.name:
-                state.values[pattern.name] = value
-            result = self._operands(pattern.args, inputs, state, then)
-            if result is not None:
-                return result
-        return None
+            return self.fail(lambda: f"expected {pattern} with {pattern.keywords}, found {node.op}", value)
+        fresh = node not in self.found.nodes
+        self.found.nodes[node] = None
+        if pattern.name:
+            self.found.values[pattern.name] = value
+        if self._operands(pattern.args, node.inputs, 0, then):
+            return True
+        commutes = node.op.commutes and len(node.inputs) == 2 and node.inputs[0] is not node.inputs[1]
+        if commutes and self._operands(pattern.args, node.inputs[::-1], 0, then):
+            return True
+        if fresh:
+            del self.found.nodes[node]
+        self.found.values.pop(pattern.name, None)
+        return False
 
     def _operands(
-        self, patterns: tuple[Pattern, ...], values: tuple[Value, ...], found: Found, then: Continue
-    ) -> Found | None:
-        if not patterns:
-            return then(found)
-        return self._match(
-            patterns[0], values[0], found, lambda f: self._operands(patterns[1:], values[1:], f, then)
-        )
+        self, patterns: tuple[Pattern, ...], values: tuple[Value, ...], i: int, then: Continue
+    ) -> bool:
+        if i == len(patterns) - 1:
+            return self._match(patterns[i], values[i], then)
+        return self._match(patterns[i], values[i], lambda: self._operands(patterns, values, i + 1, then))
 
-    def _skip(self, pattern: Pattern, value: Value, found: Found, then: Continue) -> Found | None:
+    def _skip(self, pattern: Pattern, value: Value, then: Continue) -> bool:
         """Look through one op that the rule allows; what was skipped is kept under the pattern's name."""
-        node = value.node
-        if node.op.name not in self.through or len(node.inputs) != 1:
-            return None
-        state = found.copy()
-        state.nodes[node] = None
-        state.skipped[pattern.name] = (*state.skipped.get(pattern.name, ()), node)
-        return self._match(pattern, node.inputs[0], state, then)
+        node, found = value.node, self.found
+        if node.op.name not in self.through or len(node.inputs) != 1 or node in found.nodes:
+            return False
+        before = found.skipped.get(pattern.name, ())
+        found.nodes[node] = None
+        found.skipped[pattern.name] = (*before, node)
+        if self._match(pattern, node.inputs[0], then):
+            return True
+        del found.nodes[node]
+        if before:
+            found.skipped[pattern.name] = before
+        else:
+            del found.skipped[pattern.name]
+        return False
 
     def _keywords(self, pattern: Call, node: Node) -> bool:
         """Whether calling the function with the pattern's keywords on these operands gives this op."""
@@ -144,34 +148,28 @@ class Matcher:
         results: list[Any] = list(made) if isinstance(made, (tuple, list)) else [made]  # pyright: ignore[reportUnknownArgumentType]
         return isinstance(results[0], Tracer) and results[0].value.op == node.op
 
-    def _number(self, pattern: Number, value: Value, found: Found, then: Continue) -> Found | None:
-        op = value.op
-        if isinstance(op, Constant) and set(op.data) == {pattern.value}:
-            return then(found)
-        self.fail(found, lambda: f"expected the number {pattern.value}, found {op}", value)
-        return None
-
-    def _variable(self, pattern: Variable, value: Value, found: Found, then: Continue) -> Found | None:
-        bound = found.values.get(pattern.name)
+    def _variable(self, pattern: Variable, value: Value, then: Continue) -> bool:
+        bound = self.found.values.get(pattern.name)
         if bound is value:
-            return then(found)
+            return then()
         if bound is not None:
-            skipped = self._skip(pattern, value, found, then)
-            if skipped is None:
-                source = bound.node.origin.source
-                self.fail(found, lambda: f"{pattern.name} is already another value (of {source})", value)
-            return skipped
+            source = bound.node.origin.source
+            return self._skip(pattern, value, then) or self.fail(
+                lambda: f"{pattern.name} is already another value (of {source})", value
+            )
         refusal = pattern.refuses(value.type)
         if refusal is not None:
-            skipped = self._skip(pattern, value, found, then)
-            if skipped is None:
-                self.fail(found, lambda: refusal, value)
-            return skipped
-        state = found.copy()
-        state.values[pattern.name] = value
-        result = then(state)
-        # The value as it is comes first; a rule that looks through casts may need what is under one.
-        return result if result is not None else self._skip(pattern, value, found, then)
+            return self._skip(pattern, value, then) or self.fail(lambda: refusal, value)
+        self.found.values[pattern.name] = value
+        if then():
+            return True
+        del self.found.values[pattern.name]
+        # The value as it is came first; a rule that looks through casts may need what is under one.
+        return self._skip(pattern, value, then)
+
+
+def _done() -> bool:
+    return True
 
 
 def foreign_user(graph: Graph, root: Node, found: Found) -> tuple[Value, Node | None] | None:
