@@ -4,6 +4,7 @@ The public names. The functions of arrays are those of `qgraph.ops`, named as in
 """
 
 from qgraph import ir as ir
+from qgraph import lm as lm
 from qgraph import numeric as numeric
 from qgraph import rewrite as rewrite
 from qgraph._errors import CheckpointError as CheckpointError

@@ -151,16 +151,30 @@ def _parse_node(line: str, number: int, builder: Builder, values: dict[str, Valu
     kind = Op.registry.get(m["op"])
     if kind is None:
         raise QGraphError(f"line {number}: unknown op {m['op']!r}", fix="see qgraph.ir.op.Op.registry")
-    op = kind(**_parse_params(m["params"] or "{}", number))
     operands = [_lookup(values, name, number) for name in re.findall(_NAME, m["operands"])]
-    # Each node gets a source of its own, unknown as it is: reports follow nodes by their sources.
-    node = builder.add(op, operands, Origin((Source(None, 0),)))
     results = re.findall(_NAME, m["results"])
+    # Each node gets a source of its own, unknown as it is: reports follow nodes by their sources.
+    origin = Origin((Source(None, 0),), _scope_of(results[0][1:], kind.name))
+    try:
+        op = kind(**_parse_params(m["params"] or "{}", number))
+        node = builder.add(op, operands, origin)
+    except TypeError as error:  # parameters or operands that the op does not have
+        raise QGraphError(f"line {number}: {kind.name}: {error}", fix=_PARSE_FIX) from error
     declared = [t for t in re.split(r", (?=\w+\[)", m["types"]) if t]
     if len(results) != len(node.outputs) or declared != [str(t) for t in node.types]:
         found = ", ".join(map(str, node.types))
         raise QGraphError(f"line {number}: {op} gives {found}, the text says {m['types']}", fix=_PARSE_FIX)
     values.update(zip(results, node.outputs, strict=True))
+
+
+def _scope_of(name: str, op: str) -> str:
+    """The module path in a node's name: ``layers.3`` of ``layers.3.dot.1``.
+
+    >>> _scope_of("layers.3.dot.1", "dot"), _scope_of("dot.1", "dot"), _scope_of("anything", "dot")
+    ('layers.3', '', '')
+    """
+    m = re.fullmatch(rf"(?:(.+)\.)?{op}(?:\.\d+)*", name)
+    return m[1] or "" if m else ""
 
 
 def _parse_params(text: str, number: int) -> dict[str, object]:

@@ -27,7 +27,7 @@ from qgraph.rewrite import Report, Result
 from qgraph.trace.tree import flatten
 
 PREFILL = 512  # prompt tokens that run at once
-BLOCK = 256  # capacities are multiples of it, so that few programs serve many prompts
+EXAMPLE = 512  # the capacity that `graph`, `report` and the check after loading look at
 ID = mx.uint32  # the dtype of argmax, so that the tokens of a prompt have that of generated ones
 BATCH = 64  # prompts that `complete` runs at once
 
@@ -175,12 +175,12 @@ class LanguageModel:
             raise QGraphError(f"max_tokens is {max_tokens}", fix="generate at least one token")
 
     def _cache(self, batch: int, positions: int) -> Cache:
-        capacity = min(-(-positions // BLOCK) * BLOCK, self.config.max_position_embeddings)
+        capacity = min(_capacity(positions), self.config.max_position_embeddings)
         return self.code.make_cache(self.config, batch, capacity, self.dtype)
 
     def _example(self, length: int) -> tuple[Any, ...]:
         tokens = mx.zeros((1, length), ID)
-        return self.params, tokens, self._cache(1, length), mx.array(0), self.config
+        return self.params, tokens, self._cache(1, max(length, EXAMPLE)), mx.array(0), self.config
 
     def _prefill(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, Cache]:
         """The logits after a prompt (batch, length), in chunks; the cache with the prompt in it."""
@@ -268,6 +268,15 @@ def _make_step(code: ModelCode) -> JitFunction:
         return code.head(params, x[:, -1], config), cache  # the head of a prompt runs once, at its end
 
     return jit(step)
+
+
+def _capacity(positions: int) -> int:
+    """Few different ones, so that few programs serve all prompts, and little room that stays empty.
+
+    >>> _capacity(5), _capacity(300), _capacity(5000)
+    (32, 512, 5120)
+    """
+    return -(-positions // 1024) * 1024 if positions > 1024 else max(32, 1 << (positions - 1).bit_length())
 
 
 def _activation_dtype(params: Params) -> mx.Dtype:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from qgraph._errors import DTypeError
+from qgraph._errors import DTypeError, QGraphError
 from qgraph.ir.dtypes import BOOL, F32, DType, dtype_of, floating, promote
 from qgraph.ir.op import Op, Types
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
@@ -34,16 +34,19 @@ class Elementwise(Op):
 
     elementwise = True
     rule: ClassVar[Rule]
+    arity: ClassVar[int] = 1
 
     def infer(self, *types: TensorType) -> TensorType:
         """Broadcast shape; dtype by the rule."""
+        if len(types) != self.arity:
+            raise QGraphError(f"{self.name} takes {self.arity} operands, found {len(types)}")
         dtype = type(self).rule(promote(*(t.dtype for t in types)))
         return TensorType(broadcast_shapes(*(t.shape for t in types)), dtype)
 
 
 def _declare(name: str, reference: Callable[..., Any], rule: Rule, **flags: object) -> Op:
     """Make the op class of `name` and its one instance."""
-    arity = cast(int, flags.pop("arity", 1))
+    arity = cast(int, flags.get("arity", 1))
     mlx = flags.pop("mlx", None) or f"mx.{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
     body = {"name": name, "reference": staticmethod(reference), "rule": staticmethod(rule), "mlx": mlx}
     kind = type(f"{name.title().replace('_', '')}", (Elementwise,), {**body, **flags, "__module__": __name__})

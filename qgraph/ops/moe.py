@@ -77,9 +77,9 @@ class GatherMm(Op):
     def taken(self, a: Any, b: Any, indices: tuple[Any, ...]) -> tuple[Any, Any]:
         """The matrices that meet."""
         if self.lhs:
-            a = a.reshape(-1, *a.shape[-2:])[indices[0]]
+            a = a.reshape(prod(a.shape[:-2]), *a.shape[-2:])[indices[0]]
         if self.rhs:
-            b = b.reshape(-1, *b.shape[-2:])[indices[-1]]
+            b = b.reshape(prod(b.shape[:-2]), *b.shape[-2:])[indices[-1]]
         return a, b
 
     def flops(self, inputs: Types, outputs: Types) -> int:

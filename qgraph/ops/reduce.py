@@ -11,7 +11,7 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import BOOL, F32, I8, I16, I32, U8, U16, U32, DType, floating
-from qgraph.ir.op import Op, Types
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of, type_of
 from qgraph.ops.elementwise import Rule, boolean, same
@@ -85,6 +85,12 @@ class Reduction(Op):
         if self.keepdims:
             return tuple(1 if i in self.axes else s for i, s in enumerate(x.shape))
         return tuple(s for i, s in enumerate(x.shape) if i not in self.axes)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The template; nothing at all for an empty result, which MLX refuses for some reductions."""
+        if outputs[0].size == 0:
+            return f"mx.zeros({outputs[0].shape}, {literal(outputs[0].dtype)})"
+        return super().emit(operands, inputs, outputs)
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One operation for every element read."""

@@ -57,6 +57,8 @@ class SliceUpdate(Op):
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.slice_update` at clamped starts."""
         a, update, start = operands
+        if inputs[1].size == 0:
+            return a
         where = clamped(start, inputs[0].shape, self.axes, inputs[1].shape)
         return f"mx.slice_update({a}, {update}, {where}, {self.axes})"
 
@@ -105,6 +107,10 @@ class PutAlongAxis(Op):
         if values.dtype is not a.dtype:
             raise DTypeError(f"{self.name}: values of {values.dtype} in {a.dtype}", fix="cast the values")
         return a.dense()
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.put_along_axis`."""
+        return operands[0] if inputs[1].size == 0 else super().emit(operands, inputs, outputs)
 
     def reference(self, a: Any, indices: Any, values: Any) -> Any:
         """NumPy's put_along_axis, on a copy."""
@@ -190,6 +196,8 @@ class IndexUpdate(Op):
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """MLX's `at`; for "set", which it lacks, an assignment to a copy, as one expression."""
         a, update = operands[:2]
+        if 0 in self.target(inputs[0].shape, [t.shape for t in inputs[2:]]):
+            return a  # MLX divides by the size of an update
         if self.kind != "set":
             return f"{a}.at[{self.subscript(operands[2:], '{}:{}:{}')}].{self.kind}({update})"
         index = self.subscript(operands[2:], "slice({}, {}, {})")

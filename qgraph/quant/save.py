@@ -9,12 +9,10 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten  # pyright: ignore[reportUnknownVariableType]
-from numpy.typing import NDArray
 
 from qgraph._errors import CheckpointError
 from qgraph.quant.config import load_config, read_quantization
@@ -24,6 +22,9 @@ from qgraph.quant.scheme import Quantization
 from qgraph.quant.strict_file import refuse
 from qgraph.quant.tensor import QuantizedTensor
 from qgraph.quant.tree import nest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_SHARD_BYTES = 5_000_000_000
 _BLOCKS = ("quantization", "quantization_config")
@@ -224,6 +225,7 @@ def _json_writer(value: Mapping[str, object]) -> Writer:
 
 
 def _write_tensors(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    import numpy as np  # both only where they are needed: together half of the import time
     from safetensors import TensorSpec, serialize_file
 
     # NumPy has no bfloat16, so its bits travel as uint16; the views share MLX's memory.

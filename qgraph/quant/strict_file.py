@@ -18,9 +18,8 @@ MAX_JSON_BYTES = 64_000_000  # the index of the largest public models is about 1
 _MAX_DEPTH = 64
 _AGAIN = "download or write the file again"
 _MAX_DIGITS = 32  # int() of a long literal takes quadratic time
-# A quoted string; possessive, and unterminated ones reach the end, so that it runs in linear time.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# A bracket or a quoted string; possessive, and unterminated strings reach the end: linear time.
+_TOKEN = re.compile(rb'[\[\]{}]|"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -155,7 +154,7 @@ def _parse(text: bytes, *, constants: bool) -> object:
     if text.startswith(b"\xef\xbb\xbf"):
         raise _NotStrictError("starts with a byte order mark")
     if _nests_too_deep(text):
-        raise _NotStrictError(f"is not JSON, or nests deeper than {_MAX_DEPTH}")
+        raise _NotStrictError(f"nests deeper than {_MAX_DEPTH}")
     return json.loads(
         text.decode("utf-8"),
         object_pairs_hook=_pairs,
@@ -205,10 +204,14 @@ def _first_twice(items: list[tuple[str, object]]) -> str:
 
 
 def _nests_too_deep(text: bytes) -> bool:
-    """True for unbalanced brackets too. The JSON parser itself would recurse."""
-    brackets = _STRING.sub(b"", text).translate(None, _NOT_BRACKETS)
-    for _ in range(_MAX_DEPTH):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(brackets)
+    """Asked before the JSON parser, which recurses."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        first = text[token.start()]
+        if first in b"[{":
+            depth += 1
+        elif first in b"]}":
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            return True
+    return False

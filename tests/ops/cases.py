@@ -23,7 +23,7 @@ SCHEMES = [
 ]
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """One evaluation. `compare`: how values are compared in float32 and for exact dtypes.
 
@@ -37,6 +37,9 @@ class Case:
     compare: str = "exact"
     k: int = 1
     magnitude: Any = None
+
+    def __repr__(self):
+        return f"{self.op}({', '.join(map(repr, self.operands))})"
 
 
 seeds = st.integers(0, 2**32 - 1)
