@@ -17,7 +17,9 @@ from typing import Any
 
 import qgraph as qg
 
-Cache = list[tuple[qg.Array, qg.Array]]  # keys and values per layer, (batch, kv heads, capacity, head_dim)
+Params = dict[str, Any]  # the tensors by name, as in the checkpoint
+KV = tuple[qg.Array, qg.Array]  # keys and values, each (batch, kv heads, capacity, head_dim)
+Cache = list[KV]  # for every layer
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def make_cache(config: Config, batch: int, capacity: int, dtype: Any) -> Cache:
 
 
 def forward(
-    params: dict[str, Any], tokens: qg.Array, cache: Cache, offset: qg.Array, config: Config
+    params: Params, tokens: qg.Array, cache: Cache, offset: qg.Array, config: Config
 ) -> tuple[qg.Array, Cache]:
     """The logits (batch, length, vocab) of `tokens` (batch, length), and the cache with them in it.
 
@@ -73,7 +75,7 @@ def forward(
 
 
 def backbone(
-    params: dict[str, Any], tokens: qg.Array, cache: Cache, offset: qg.Array, config: Config
+    params: Params, tokens: qg.Array, cache: Cache, offset: qg.Array, config: Config
 ) -> tuple[qg.Array, Cache]:
     """`forward` before the head: (batch, length, hidden). A prompt needs the head at its end only."""
     p = params["model"]
@@ -81,7 +83,8 @@ def backbone(
         length, capacity = tokens.shape[1], cache[0][0].shape[2]
         position = offset + qg.arange(length)
         mask = position[:, None] >= qg.arange(capacity)  # causal; hides what is not filled yet, too
-        x = embed(p["embed_tokens"], tokens)
+        with qg.scope("embed_tokens"):
+            x = qg.take(p["embed_tokens"]["weight"], tokens, axis=0)
         filled: Cache = []
         for i, (layer, kv) in enumerate(zip(p["layers"], cache, strict=True)):
             with qg.scope(f"layers.{i}"):
@@ -93,7 +96,7 @@ def backbone(
         return rms_norm(p, "norm", x, config), filled
 
 
-def head(params: dict[str, Any], x: qg.Array, config: Config) -> qg.Array:
+def head(params: Params, x: qg.Array, config: Config) -> qg.Array:
     """The logits (..., vocab) of hidden states: by the embedding where it is tied, else by lm_head."""
     if config.tie_word_embeddings:
         with qg.scope("model"):
@@ -102,8 +105,8 @@ def head(params: dict[str, Any], x: qg.Array, config: Config) -> qg.Array:
 
 
 def attention(
-    p: dict[str, Any], x: qg.Array, cache: tuple[qg.Array, qg.Array], offset: qg.Array, mask: qg.Array, c: Config
-) -> tuple[qg.Array, tuple[qg.Array, qg.Array]]:
+    p: Params, x: qg.Array, cache: KV, offset: qg.Array, mask: qg.Array, c: Config
+) -> tuple[qg.Array, KV]:
     """Grouped-query attention over the cache; queries and keys are normed per head, then rotated."""
     batch, length, _ = x.shape
 
@@ -125,13 +128,13 @@ def attention(
         return linear(p, "o_proj", y), (keys, values)
 
 
-def mlp(p: dict[str, Any], x: qg.Array) -> qg.Array:
+def mlp(p: Params, x: qg.Array) -> qg.Array:
     """SwiGLU."""
     with qg.scope("mlp"):
         return linear(p, "down_proj", qg.silu(linear(p, "gate_proj", x)) * linear(p, "up_proj", x))
 
 
-def linear(parent: dict[str, Any], name: str, x: qg.Array) -> qg.Array:
+def linear(parent: Params, name: str, x: qg.Array) -> qg.Array:
     """``x @ weight.T`` for a weight (out, in), and the LoRA adapter's low-rank term where there is one."""
     p = parent[name]
     with qg.scope(name):
@@ -141,13 +144,7 @@ def linear(parent: dict[str, Any], name: str, x: qg.Array) -> qg.Array:
         return y
 
 
-def embed(p: dict[str, Any], tokens: qg.Array) -> qg.Array:
-    """The embeddings of token ids."""
-    with qg.scope("embed_tokens"):
-        return qg.take(p["weight"], tokens, axis=0)
-
-
-def rms_norm(parent: dict[str, Any], name: str, x: qg.Array, c: Config) -> qg.Array:
+def rms_norm(parent: Params, name: str, x: qg.Array, c: Config) -> qg.Array:
     """Root-mean-square norm over the last axis."""
     with qg.scope(name):
         return qg.rms_norm(x, parent[name]["weight"], c.rms_norm_eps)

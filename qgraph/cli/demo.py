@@ -43,8 +43,12 @@ class _Run:
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), hidden=True, help="Another model in the same layout.")
-@click.option("--problems", "count", default=100, show_default=True, type=click.IntRange(1), help="Of each task.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), hidden=True, help="Another model in the same layout."
+)
+@click.option(
+    "--problems", "count", default=100, show_default=True, type=click.IntRange(1), help="Of each task."
+)
 @friendly_errors()
 def demo(folder: Path | None, count: int) -> None:
     """Load a 4-bit model, show what became of its graph, and check its answers.
@@ -88,7 +92,9 @@ def _problems(path: Path, count: int) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise QGraphError(f"the demo's {path.name} cannot be read: {error}", fix="install qgraph again") from error
+        raise QGraphError(
+            f"the demo's {path.name} cannot be read: {error}", fix="install qgraph again"
+        ) from error
     missing = [key for key in ("accuracy", "task 1", "task 2") if not found.get(key)]
     if missing:
         raise QGraphError(f"the demo's {path.name} has no {missing[0]}", fix="install qgraph again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import click
@@ -12,7 +12,7 @@ from qgraph._errors import QGraphError
 
 
 @contextmanager
-def friendly_errors() -> Iterator[None]:
+def friendly_errors() -> Generator[None]:
     """Turn what qgraph raises on purpose into a message of the command; a decorator, too.
 
     Anything else is a bug and keeps its traceback. Warnings become one line on stderr.

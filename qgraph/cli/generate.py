@@ -15,7 +15,9 @@ from qgraph.cli.loading import loading
 @click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="A model folder.")
 @click.option("--prompt", required=True, help="The text to continue; - reads it from stdin.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA folder, as mlx-lm writes it.")
-@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Stop after as many.")
+@click.option(
+    "--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Stop after as many."
+)
 @click.option("--temp", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0), help="Draw the same tokens again.")
 @click.option("--raw", is_flag=True, help="Leave out the model's chat template.")

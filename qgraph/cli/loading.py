@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def loading(title: str) -> Iterator[Callable[[int, int], None]]:
+def loading(title: str) -> Generator[Callable[[int, int], None]]:
     """The `progress` callback of `qg.lm.load`, drawn on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

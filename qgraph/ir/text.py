@@ -124,8 +124,12 @@ def parse_graph(text: str) -> Graph:
         inputs.append(builder.input(m["name"][1:], parse_type(m["type"])))
         values[m["name"]] = inputs[-1]
     for number, line in lines:
+        if line == "}":
+            break
         if line.startswith("return"):
             outputs = [_lookup(values, name, number) for name in re.findall(_NAME, line)]
+            if [text for _, text in lines] != ["}"]:
+                raise QGraphError(f"line {number}: after return comes one }}, and nothing else", fix=_PARSE_FIX)
             return Graph(inputs, outputs, builder)
         _parse_node(line, number, builder, values)
     raise QGraphError("the graph has no return line", fix=_PARSE_FIX)
@@ -156,7 +160,7 @@ def _parse_node(line: str, number: int, builder: Builder, values: dict[str, Valu
     # Each node gets a source of its own, unknown as it is: reports follow nodes by their sources.
     origin = Origin((Source(None, 0),), _scope_of(results[0][1:], kind.name))
     try:
-        op = kind(**_parse_params(m["params"] or "{}", number))
+        op = kind(**_parse_params(m["params"], number)) if m["params"] else kind()
         node = builder.add(op, operands, origin)
     except TypeError as error:  # parameters or operands that the op does not have
         raise QGraphError(f"line {number}: {kind.name}: {error}", fix=_PARSE_FIX) from error

@@ -64,7 +64,10 @@ def load(
     config = code.Config.from_dict(raw)
     params: Params = load_params(folder, progress=progress)
     model = LanguageModel(code, params, config, lambda: load_tokenizer(folder, raw), folder.name)
-    return model if adapter is None else model.with_adapter(adapter)
+    if adapter is not None:
+        return model.with_adapter(adapter)
+    model.check()
+    return model
 
 
 class LanguageModel:
@@ -92,7 +95,6 @@ class LanguageModel:
         self.step = _make_step(code)
         self.dtype = _activation_dtype(params)
         self._make_tokenizer = tokenizer
-        self._check_reads()
 
     def with_adapter(self, path: str | os.PathLike[str]) -> LanguageModel:
         """The same weights with a LoRA adapter beside them, computed in the same graph.
@@ -102,7 +104,7 @@ class LanguageModel:
         adapted = copy(self)
         adapted.params = merge_adapter(self.params, load_adapter(path))
         adapted._make_tokenizer = lambda: self.tokenizer
-        adapted._check_reads()
+        adapted.check()
         return adapted
 
     @cached_property
@@ -126,7 +128,7 @@ class LanguageModel:
         longer than the model's context, ids outside the vocabulary, or a bad setting.
         """
         tokens = encode(self.tokenizer, prompt, chat=chat) if isinstance(prompt, str) else list(prompt)
-        self._check(tokens, max_tokens)
+        self._check_request(tokens, max_tokens)
         room = self.config.max_position_embeddings - len(tokens)
         return self._stream(tokens, min(max_tokens, room), Sampler(temp, seed))
 
@@ -138,7 +140,7 @@ class LanguageModel:
         encoded = [encode(self.tokenizer, p) for p in prompts]
         groups: dict[int, list[int]] = {}
         for i, tokens in enumerate(encoded):
-            self._check(tokens, max_tokens)
+            self._check_request(tokens, max_tokens)
             groups.setdefault(len(tokens), []).append(i)
         texts = [""] * len(prompts)
         for rows in groups.values():
@@ -169,7 +171,7 @@ class LanguageModel:
         """The Python source that runs for a step."""
         return self.step.source(*self._example(length))
 
-    def _check(self, tokens: Sequence[int], max_tokens: int) -> None:
+    def _check_request(self, tokens: Sequence[int], max_tokens: int) -> None:
         check_tokens(tokens, self.config.vocab_size, self.config.max_position_embeddings)
         if max_tokens < 1:
             raise QGraphError(f"max_tokens is {max_tokens}", fix="generate at least one token")
@@ -207,7 +209,7 @@ class LanguageModel:
                 logits, cache = self._run(current[:, None], cache, len(prompt) + n)
                 following = sample(logits)
                 mx.async_eval(following)
-            token = int(current.item())
+            token = int(current.item())  # pyright: ignore[reportArgumentType]  (an integer array)
             _count(stats, n + 1, start)
             last = token in ends or following is None
             if token not in ends:
@@ -240,8 +242,12 @@ class LanguageModel:
             logits, cache = self._run(current[:, None], cache, length + n)
         return found
 
-    def _check_reads(self) -> None:
-        """Trace a decode step: errors come before the first token, and what the model never reads shows."""
+    def check(self) -> None:
+        """Trace a decode step: errors come before the first token, and what the model never reads shows.
+
+        Errors: CheckpointError for tensors that are not the model's, and for an adapter that it does not
+        read; other unread tensors are a warning.
+        """
         try:
             before = self.graph()
         except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ def load_tokenizer(folder: Path, config: Mapping[str, object]) -> Tokenizer:
     Errors: QGraphError without mlx-lm; CheckpointError for a folder without a readable tokenizer.
     """
     try:
-        from mlx_lm.tokenizer_utils import load as load_from
+        from mlx_lm.tokenizer_utils import load as load_from  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         raise QGraphError(
             f"text needs mlx-lm's tokenizers, which are not installed ({error})",

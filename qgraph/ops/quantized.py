@@ -180,10 +180,11 @@ class QuantizedTake(Op):
         out = outputs[0]
         if out.size == 0:
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
-        taken = Storage(
-            *(f"mx.take({p}, {indices}, axis={self.axis})" if p else None for p in w[:3]), w.global_scale
-        )
-        return unpacked(taken, inputs[0])
+        # One row would leave vectors, which MLX does not unpack.
+        rows = indices if out.ndim > 1 else f"mx.reshape({indices}, (1,))"
+        taken = Storage(*(f"mx.take({p}, {rows}, axis={self.axis})" if p else None for p in w[:3]), w.global_scale)
+        text = unpacked(taken, inputs[0], out.size)
+        return text if rows == indices else f"mx.reshape({text}, {out.shape})"
 
     def reference(self, w: Any, indices: Any) -> Any:  # noqa: ANN401, D102
         return np.take(w, indices, self.axis, mode="wrap")
@@ -200,14 +201,20 @@ def quantized_take(w: ArrayLike, indices: ArrayLike, /, *, axis: int = 0) -> Arr
     return apply(QuantizedTake(axis), operand(w), operand(indices))
 
 
-def unpacked(w: Storage, t: TensorType) -> str:
-    """Source that dequantizes storage `w` of a value of type `t`, packed axis last."""
+def unpacked(w: Storage, t: TensorType, size: int) -> str:
+    """Source that dequantizes storage `w`, packed as a value of type `t`, with `size` numbers in it."""
     assert t.packing is not None
+    q = t.packing.quantization
+    arrays = [w.packed, w.scales, w.biases]
+    odd = q.group_size == 16 and size % 32 != 0  # MLX unpacks 32 numbers at a time
+    if odd:
+        arrays = [a and f"mx.concatenate([{a}, {a}])" for a in arrays]
     scale = f", global_scale={w.global_scale}" if w.global_scale else ""
-    return (
-        f"mx.dequantize({w.packed}, {w.scales}, {w.biases}, "
-        f"{scheme_arguments(t.packing.quantization)}{scale}, dtype={literal(t.dtype)})"
+    call = (
+        f"mx.dequantize({arrays[0]}, {arrays[1]}, {arrays[2]}, "
+        f"{scheme_arguments(q)}{scale}, dtype={literal(t.dtype)})"
     )
+    return f"mx.split({call}, 2)[0]" if odd else call
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ class Dequantize(Op):
         if t.size == 0:
             return f"mx.zeros({t.shape}, {literal(t.dtype)})"
         order = t.storage_axes
-        text = unpacked(operands[0], t)
+        text = unpacked(operands[0], t, t.size)
         if order == tuple(range(t.ndim)):
             return text
         return Transpose.mlx.format(text, axes=tuple(order.index(i) for i in range(t.ndim)))

@@ -90,7 +90,10 @@ class Reduction(Op):
         """The template; nothing at all for an empty result, which MLX refuses for some reductions."""
         if outputs[0].size == 0:
             return f"mx.zeros({outputs[0].shape}, {literal(outputs[0].dtype)})"
-        return super().emit(operands, inputs, outputs)
+        text = str(super().emit(operands, inputs, outputs))
+        if self.axes or inputs[0].dtype is outputs[0].dtype:
+            return text
+        return f"{text}.astype({literal(outputs[0].dtype)})"  # MLX leaves an array alone that is not reduced
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One operation for every element read."""
@@ -110,11 +113,13 @@ def _reduction(
     def meaning_in_numpy(self: Reduction, x: Any) -> Any:
         return reference(x, self.axes, self.keepdims)
 
+    # MLX would subtract the maximum and exponentiate in the integer dtype.
+    operand_text = "{0}.astype({out.dtype})" if name == "logsumexp" else "{0}"
     body = {
         "name": name,
         "reference": meaning_in_numpy,
         "rule": staticmethod(rule),
-        "mlx": f"mx.{name}({{0}}, axis={{axes}}, keepdims={{keepdims}})",
+        "mlx": f"mx.{name}({operand_text}, axis={{axes}}, keepdims={{keepdims}})",
         "flops_per_element": flops,
         "has_identity": has_identity,
         "__module__": __name__,

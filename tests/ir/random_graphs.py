@@ -100,18 +100,20 @@ def graphs(draw: Any, size: int = 12) -> Graph:
     count = draw(st.integers(1, 4))
     inputs = [builder.input(f"x{i}", draw(types())) for i in range(count)]
     values = list(inputs)
-    for _ in range(draw(st.integers(0, size))):
+    for _ in range(draw(st.integers(size // 2, size))):
         origin = Origin(scope=draw(st.sampled_from(SCOPES)))
         if draw(st.integers(0, 6)) == 0:
             values += builder.add(constant(draw), (), origin).outputs
             continue
-        first = draw(st.sampled_from(values))
+        first = draw(st.sampled_from(draw(st.sampled_from([values, values[-3:]]))))
+        alike = [v for v in values if v.type.shape == first.type.shape]
+        second, third = (draw(st.sampled_from(draw(st.sampled_from([alike, values])))) for _ in range(2))
         op = draw(st.sampled_from(MAKERS))(draw, first)
-        for others in ([], [draw(st.sampled_from(values))], draw(st.lists(st.sampled_from(values), min_size=2, max_size=2))):
+        for operands in ([first], [first, second], [first, second, third]):
             try:
-                values += builder.add(op, [first, *others], origin).outputs
+                values += builder.add(op, operands, origin).outputs
                 break
             except (QGraphError, TypeError):
                 continue
-    outputs = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))
+    outputs = [values[-1], *draw(st.lists(st.sampled_from(values), max_size=3))]
     return Graph(inputs, outputs, builder)

@@ -88,6 +88,8 @@ def test_any_scope_prints_as_something_that_parses(scope: str) -> None:
         ("%a = exp %x\n return %a", "not a node"),
         ("%a = exp(%x) : f32[2]", "no return line"),
         ("return %a", "%a is used before"),
+        ("return %x\n %a = exp(%x) : f32[2]", "after return comes one }"),
+        ("return %x\n}\ngraph() {\n return", "after return comes one }"),
     ],
 )
 def test_what_is_no_graph_is_refused_with_its_line(body: str, message: str) -> None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 VOCAB = [END, *map(chr, range(0x20, 0x7F))]
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32, "vocab_size": 96}
-MEDIUM = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64, "vocab_size": 1000}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "vocab_size")
+TINY = dict(zip(SIZES, (64, 128, 2, 32, 96), strict=True))
+MEDIUM = dict(zip(SIZES, (256, 512, 4, 64, 1000), strict=True))
 
 
 def config_of(size: dict[str, int], tied: bool) -> dict[str, Any]:

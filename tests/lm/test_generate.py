@@ -9,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx_lm
 import pytest
-import qgraph as qg
 from click.testing import CliRunner, Result
+
+import qgraph as qg
 from qgraph.cli.generate import generate
 from qgraph.lm.models import find_model
 from qgraph_examples.qwen3 import Config
@@ -113,7 +114,9 @@ def test_the_command_runs_an_adapter(tmp_path: Path, folder: Path) -> None:
 
 
 def test_the_command_reads_stdin(folder: Path) -> None:
-    result = CliRunner().invoke(generate, ["--model", str(folder), "--prompt", "-", "--max-tokens", "3"], "abc")
+    result = CliRunner().invoke(
+        generate, ["--model", str(folder), "--prompt", "-", "--max-tokens", "3"], "abc"
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout == run("--model", folder, "--prompt", "abc", "--max-tokens", 3).stdout
 
@@ -154,7 +157,7 @@ def test_a_wrong_config_is_explained(
 
 
 def test_known_types_are_listed() -> None:
-    with pytest.raises(qg.CheckpointError, match="use a model of type.* qwen3"):
+    with pytest.raises(qg.CheckpointError, match=r"use a model of type.*qwen3"):
         find_model({"model_type": "gpt2"})
 
 
@@ -165,9 +168,7 @@ def test_a_missing_tokenizer_is_explained(tmp_path: Path, folder: Path) -> None:
     assert "no usable tokenizer" in failure("--model", copy)
 
 
-def test_without_mlx_lm_the_error_says_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_mlx_lm_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlx_lm.tokenizer_utils", None)
     with pytest.raises(qg.QGraphError, match=r'pip install "qgraph\[lm\]"'):
         qg.lm.load(folder).generate("abc")

@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 import qgraph as qg
 from qgraph.quant import load, load_config
 from qgraph_examples import qwen3
@@ -50,7 +51,7 @@ def assert_same_generation(model: Any, peer: Peer, count: int) -> None:
     assert tokens == expected_tokens
     assert relative_error(logits, expected_logits) < 1e-4
     assert len(set(tokens)) > 10, "a constant sequence would prove little"
-    assert model.step.cache_info().misses <= 3, "a prompt and the tokens after it are two programs"
+    assert model.step.cache_info().misses <= 3, "the check, a prompt, and the tokens after it"
 
 
 def test_logits_of_all_positions(checkpoint: Path) -> None:
@@ -81,9 +82,13 @@ def test_a_prompt_in_chunks_equals_one_in_one(tmp_path: Path, monkeypatch: pytes
     assert [piece.token for piece in model.generate(PROMPT, max_tokens=16)] == whole
 
 
-@pytest.mark.parametrize("quantization", [None, {"bits": 4}, {"mode": "mxfp4"}], ids=["dense", "4bit", "mxfp4"])
+@pytest.mark.parametrize(
+    "quantization", [None, {"bits": 4}, {"mode": "mxfp4"}], ids=["dense", "4bit", "mxfp4"]
+)
 @pytest.mark.parametrize("keys", [None, ["self_attn.q_proj", "mlp.down_proj"]], ids=["all", "two"])
-def test_lora_equals_mlx_lm(tmp_path: Path, quantization: dict[str, Any] | None, keys: list[str] | None) -> None:
+def test_lora_equals_mlx_lm(
+    tmp_path: Path, quantization: dict[str, Any] | None, keys: list[str] | None
+) -> None:
     folder = write(tmp_path / "model", MEDIUM, quantization=quantization)
     parameters = {"keys": keys} if keys else {}
     adapter = write_adapter(tmp_path / "adapter", folder, layers=3, **parameters)

@@ -41,6 +41,9 @@ class Case:
     def __repr__(self):
         return f"{self.op}({', '.join(map(repr, self.operands))})"
 
+    def _repr_pretty_(self, printer, cycle):
+        printer.text(repr(self))
+
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.sampled_from([1, 1, 2, 3, 4, 5, 7])

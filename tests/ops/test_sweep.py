@@ -78,7 +78,7 @@ def compare(case: Case, graph: Graph, result) -> None:
 
 
 def magnitudes(x):
-    return np.abs(x) if x.dtype.kind == "f" else x
+    return np.abs(x) if x.dtype.kind in "fi" else x
 
 
 def ordered(case, expected, found, x):
