@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import process_time as perf_counter
 
 import click
 import mlx.core as mx

@@ -305,9 +305,10 @@ def accuracy(path: Path, answers: dict[str, str], adapter: Path | None = None) -
 @click.option("--float", "kept", type=PATH, help="Keep the float checkpoint here, or reuse it.")
 @click.option("--steps", default=2000, show_default=True, help="Steps of each training.")
 @click.option("--count", default=500, show_default=True, help="Held-out problems of each task.")
-def main(out: Path, kept: Path | None, steps: int, count: int) -> None:
+@click.option("--threads", default=2, show_default=True, help="PyTorch's threads.")
+def main(out: Path, kept: Path | None, steps: int, count: int, threads: int) -> None:
     """Train the demo model and its adapter, quantize, evaluate, and write the files."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     torch.manual_seed(WEIGHTS_SEED)
     scratch = TemporaryDirectory()
     float_path = kept or Path(scratch.name)

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial, update_wrapper
 from types import TracebackType
 from typing import Any, NamedTuple, overload
@@ -24,7 +24,7 @@ from qgraph.ir.origin import Source, is_library
 from qgraph.ops.dispatch import active, type_of
 from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.rewrite.pipeline import DEFAULT
-from qgraph.trace.surroundings import Surroundings, is_plain_object
+from qgraph.trace.surroundings import Same, Surroundings, is_plain_object
 from qgraph.trace.tracer import Trace, Tracer, signature, unused
 from qgraph.trace.tree import flatten, paths, unflatten
 
@@ -60,6 +60,7 @@ class JitFunction:
         self._hits = self._misses = 0
         self._lock = threading.RLock()
         self._surroundings = Surroundings(function)
+        self._by_identity: set[Any] = set()
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -113,6 +114,7 @@ class JitFunction:
         """Forget all programs."""
         with self._lock:
             self._entries.clear()
+            self._by_identity.clear()
             self._hits = self._misses = 0
 
     def _entry(
@@ -124,33 +126,48 @@ class JitFunction:
         flatten(kwargs, leaves, spec)
         given = (tuple(spec), signature(leaves), str(mx.default_device()), compiling())
         with self._lock:
-            key = (*given, *self._around(args, outer))
+            key = self._exact((*given, *self._around(args, outer)), outer)
             entry = self._entries.get(key)
             if entry is not None:
                 self._hits += 1
                 self._entries.move_to_end(key)
                 return entry
-            entry = self._compile(args, kwargs, leaves, spec, outer)
+            before = self._surroundings.read([], [], _objects(args))
+            entry = self._compile(args, kwargs, leaves, spec)
             self._misses += 1
-            # A function that changed what it reads, by counting its calls, say, is kept as it is now.
-            self._entries[(*given, *self._around(args, []))] = entry
-            if len(self._entries) > self.maxsize:
-                self._entries.popitem(last=False)
+            after = self._surroundings.read([], [], _objects(args))
+            self._surroundings.forget_written(before, after)
+            outer.clear()
+            key = (*given, *self._around(args, outer))
+            places = {id(x): i for i, x in enumerate(outer)}
+            entry = replace(entry, captures=tuple(places.get(id(x), x) for x in entry.captures))
+            if not all(type(c) is int for c in entry.captures):
+                self._by_identity.add(key)
+            self._keep(self._exact(key, outer), entry)
             return entry
+
+    def _exact(self, key: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
+        """The key, with the arrays outside by identity where the program has one that is made of them.
+
+        ``x @ W.T`` with an mx.array W outside the function is an example: MLX itself transposes it.
+        """
+        return (*key, *map(Same, outer)) if self._by_identity and key in self._by_identity else key
+
+    def _keep(self, key: tuple[Any, ...], entry: _Entry) -> None:
+        self._entries[key] = entry
+        if len(self._entries) > self.maxsize:
+            self._entries.popitem(last=False)
+        if len(self._by_identity) > self.maxsize:
+            self._by_identity.clear()  # the programs that are no longer found age out
 
     def _around(self, args: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
         """What the function reads from outside: the part of the key that is not in its arguments."""
         spec: list[Any] = []
-        self._surroundings.read(outer, spec, [x for x in args if is_plain_object(x)])
+        self._surroundings.read(outer, spec, _objects(args))
         return tuple(spec), signature(outer)
 
     def _compile(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        given: list[Any],
-        spec: list[Any],
-        outer: list[Any],
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Any], spec: list[Any]
     ) -> _Entry:
         trace = Trace(Builder(), getattr(self.function, "__name__", "f"))
         labels = _labels(self.function, args, kwargs)
@@ -166,8 +183,7 @@ class JitFunction:
         captured = list(trace.captures.values())
         graph = Graph([*inputs, *(v for _, v in captured)], outputs, trace.builder)
         result = self.pipeline.run(graph)
-        places = {id(x): i for i, x in enumerate(outer)}
-        captures = tuple(places.get(id(x), x) for x, _ in captured)
+        captures = tuple(x for x, _ in captured)
         return _Entry(result, Program(result.graph), captures, out_spec, tuple(v.type for v in outputs))
 
     def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:
@@ -179,6 +195,11 @@ class JitFunction:
             if "Tracer" not in str(error):
                 raise
             raise _foreign_call(error) from error
+
+
+def _objects(args: tuple[Any, ...]) -> list[Any]:
+    """The static arguments that have state, e.g. the `self` of a method."""
+    return [x for x in args if is_plain_object(x)]
 
 
 def _foreign_call(error: Exception) -> TraceError:

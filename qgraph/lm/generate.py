@@ -76,8 +76,10 @@ class LanguageModel:
     Attributes:
         params: The tree of the checkpoint, with the adapter's tensors beside the weights they adapt.
         config: What the model code read from config.json.
-        step: The jitted function that runs prompts and single tokens:
+        step: The jitted function that runs every token but those inside the prompt:
             ``step(params, tokens, cache, offset, config) -> (logits of the last position, cache)``.
+        fill: The jitted function that runs a prompt up to its last token; it returns the cache only, so
+            that the head and the end of the last layer are dead code in it.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class LanguageModel:
         self.params = params
         self.config = config
         self.name = name
-        self.step = _make_step(code)
+        self.step, self.fill = _jitted(code)
         self.dtype = _activation_dtype(params)
         self._make_tokenizer = tokenizer
 
@@ -185,10 +187,11 @@ class LanguageModel:
         return self.params, tokens, self._cache(1, max(length, EXAMPLE)), mx.array(0), self.config
 
     def _prefill(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, Cache]:
-        """The logits after a prompt (batch, length), in chunks; the cache with the prompt in it."""
-        *chunks, last = range(0, tokens.shape[1], PREFILL)
-        for start in chunks:
-            _, cache = self._run(tokens[:, start : start + PREFILL], cache, start)
+        """The logits after a prompt (batch, length), and the cache with the prompt in it."""
+        last = tokens.shape[1] - 1
+        for start in range(0, last, PREFILL):
+            chunk = tokens[:, start : min(start + PREFILL, last)]
+            cache = self.fill(self.params, chunk, cache, mx.array(start), self.config)
             mx.eval(cache)  # so that one chunk's activations are alive at a time
         return self._run(tokens[:, last:], cache, last)
 
@@ -268,12 +271,15 @@ class LanguageModel:
             warnings.warn(f"{self.name}: the model never reads {shown}", stacklevel=4)
 
 
-def _make_step(code: ModelCode) -> JitFunction:
+def _jitted(code: ModelCode) -> tuple[JitFunction, JitFunction]:
     def step(params: Params, tokens: mx.array, cache: Cache, offset: mx.array, config: Any) -> Any:
         x, cache = code.backbone(params, tokens, cache, offset, config)
-        return code.head(params, x[:, -1], config), cache  # the head of a prompt runs once, at its end
+        return code.head(params, x[:, -1], config), cache
 
-    return jit(step)
+    def fill(params: Params, tokens: mx.array, cache: Cache, offset: mx.array, config: Any) -> Any:
+        return code.backbone(params, tokens, cache, offset, config)[1]
+
+    return jit(step), jit(fill)
 
 
 def _capacity(positions: int) -> int:

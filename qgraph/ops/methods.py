@@ -58,6 +58,11 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 for _name, _function in _BINARY.items():
     _OPERATORS[f"__{_name}__"] = _function
     _OPERATORS[f"__r{_name}__"] = _reflected(_function)
+_NUMPY_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    f.__name__: f
+    for f in (e.add, e.subtract, e.multiply, e.divide, e.floor_divide, e.remainder, e.power, e.equal, e.not_equal)
+    + (e.less, e.less_equal, e.greater, e.greater_equal)
+} | {"matmul": linear.dot}
 
 
 class ArrayMethods:
@@ -74,6 +79,13 @@ class ArrayMethods:
     def at(self) -> updates.At:
         """``x.at[index].add(v)``, ``.set(v)`` …: an updated copy."""
         return updates.At(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """NumPy's operators with an array of theirs, or a number, on the left: ``np.float32(2) * x``."""
+        function = _NUMPY_OPERATORS.get(ufunc.__name__)
+        if function is None or method != "__call__" or kwargs:
+            return NotImplemented
+        return function(*inputs)
 
     def __getitem__(self, index: Any) -> Array:  # noqa: ANN401
         return indexing.getitem(self, index)

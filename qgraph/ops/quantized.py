@@ -270,11 +270,6 @@ class Quantize(Op):
                 f"quantize: the last axis of {w.shape} is not a positive multiple of group_size={q.group_size}",
                 fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
             )
-        if w.size % 32:
-            raise ShapeError(
-                f"quantize: {w.shape} has {w.size} numbers; MLX packs {q.mode} 32 at a time",
-                fix="add rows until the size is a multiple of 32, or use another mode",
-            )
         if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
             raise DTypeError("quantize: a global scale is one float32 number, for nvfp4 only")
         scales = w.dtype if q.has_biases else U8
@@ -282,11 +277,14 @@ class Quantize(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """One call that gives all components."""
+        w, *scale = operands
         arguments = scheme_arguments(self.quantization)
-        if len(operands) == 1:
-            return f"mx.quantize({operands[0]}, {arguments})"
-        w, scale = operands
-        return f"(*mx.quantize({w}, {arguments}, global_scale={scale}), {scale})"
+        if scale:
+            arguments += f", global_scale={scale[0]}"
+        call = f"mx.quantize({w}, {arguments})"
+        if inputs[0].size % 32:  # MLX packs 32 numbers at a time: pack them twice, keep one
+            call = f"[part[0] for part in mx.quantize(mx.stack([{w}, {w}]), {arguments})]"
+        return f"(*{call}, {scale[0]})" if scale else call
 
     def reference(self, w: Any, *global_scale: Any) -> Any:  # noqa: ANN401
         """The numbers after rounding to the grid."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -45,43 +45,65 @@ class Same:
         return f"Same({type(self.held).__name__})"
 
 
+Place = tuple[str, int]  # what is read: a cell, a global, …; and which
+
+
 class Surroundings:
     """The places that a function, and the user's functions it calls, read from outside."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._root = function
         self._known: dict[FunctionType, None] = {}
         self._cells: list[Any] = []
         self._names: list[tuple[dict[str, Any], str]] = []
-        self._values: list[Any] = []  # defaults, the objects of bound methods, arguments of partials
+        self._values: list[Any] = [function]  # and defaults, the objects of bound methods, …
+        self._written: set[Place] = set()
 
-    def read(self, leaves: list[Any], spec: list[Any], objects: Iterable[Any] = ()) -> None:
+    def read(self, leaves: list[Any], spec: list[Any], objects: Iterable[Any] = ()) -> dict[Place, Any]:
         """Append the arrays that are there now to `leaves`, and all else that matters to `spec`.
 
-        `objects` are static arguments, whose attributes are read too: the `self` of a method.
+        `objects` are static arguments, whose attributes are read too: the `self` of a method. The result
+        has the tokens of every place by itself, for `forget_written`.
         """
-        reading = _Reading(leaves, spec)
         while True:
-            for value in objects:
-                reading.look(vars(value))
-            for cell in self._cells:
-                reading.look(_content(cell))
-            for module, name in self._names:
-                reading.look(module.get(name))
-            for value in self._values:
-                reading.look(value)
-            reading.look(self._root)
+            reading = _Reading(leaves, spec)
+            tokens = {place: self._look(reading, place, value) for place, value in self._places(objects)}
             new = [f for f in reading.functions if f not in self._known]
             if not new:
                 break
             self._plan(new)
             del leaves[:], spec[:]
-            reading = _Reading(leaves, spec)
         seen: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
             first = seen.setdefault(id(leaf), i)
             if first != i:  # two names of one array; were they two arrays, the program would be another
                 spec.append(("alias", i, first))
+        return tokens
+
+    def forget_written(self, before: dict[Place, Any], after: dict[Place, Any]) -> None:
+        """Leave out, from now on, what the function itself changed while it was traced.
+
+        A list that it appends to, or a number that it counts up, would make every call another one. The
+        arrays that are found there still count.
+        """
+        self._written.update(place for place, tokens in after.items() if before.get(place, tokens) != tokens)
+
+    def _places(self, objects: Iterable[Any]) -> Iterator[tuple[Place, Any]]:
+        for i, value in enumerate(objects):
+            yield ("object", i), vars(value)
+        for i, cell in enumerate(self._cells):
+            yield ("cell", i), _content(cell)
+        for i, (module, name) in enumerate(self._names):
+            yield ("name", i), module.get(name)
+        for i, value in enumerate(self._values):
+            yield ("value", i), value
+
+    def _look(self, reading: _Reading, place: Place, value: Any) -> tuple[Any, ...]:
+        start = len(reading.spec)
+        reading.look(value)
+        tokens = tuple(reading.spec[start:])
+        if place in self._written:
+            del reading.spec[start:]
+        return tokens
 
     def _plan(self, functions: list[FunctionType]) -> None:
         for f in functions:

@@ -99,6 +99,13 @@ class Tracer(ArrayMethods):
         """Refused: there are no numbers yet."""
         raise self._refusal(".tolist() of a traced value")
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        made = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+        if made is NotImplemented:
+            name = ufunc.__name__
+            raise self._refusal(f"numpy.{name} of a traced value", f"use qg.{name}")
+        return made
+
     def __array__(self, *args: object, **kwargs: object) -> Never:
         raise self._refusal("a NumPy function on a traced value", "use the qg function of the same name")
 

@@ -64,7 +64,12 @@ def test_logits_of_all_positions(checkpoint: Path) -> None:
 
 
 def test_64_greedy_tokens(checkpoint: Path) -> None:
-    assert_same_generation(qg.lm.load(checkpoint), Peer(checkpoint), 64)
+    model, peer = qg.lm.load(checkpoint), Peer(checkpoint)
+    assert_same_generation(model, peer, 64)
+    generated = [piece.token for piece in model.generate(PROMPT, max_tokens=64)]
+    expected, _ = peer.greedy(PROMPT, len(generated))
+    assert generated == expected
+    assert len(generated) == 64 or generated[-1] in model.tokenizer.eos_token_ids
 
 
 def test_a_forward_pass_gives_logits_for_every_position(tmp_path: Path) -> None:

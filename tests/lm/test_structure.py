@@ -75,4 +75,13 @@ def test_programs_are_shared_and_few(tmp_path: Path) -> None:
     model.step.clear_cache()
     for seed in range(3):
         list(model.generate([5, 6, 7], max_tokens=8 + seed, temp=1.0, seed=seed))
-    assert model.step.cache_info().misses == 2
+    assert (model.step.cache_info().misses, model.fill.cache_info().misses) == (1, 1)
+
+
+def test_filling_the_cache_leaves_out_what_only_logits_need(tmp_path: Path) -> None:
+    model = qg.lm.load(write(tmp_path / "model", MEDIUM, quantization={"bits": 4}))
+    cache = model.code.make_cache(model.config, 1, 32, model.dtype)
+    arguments = (model.params, mx.zeros((1, 5), mx.uint32), cache, mx.array(0), model.config)
+    keys_and_values_of_the_last_layer = 2
+    matmuls = model.fill.optimized(*arguments).histogram()["quantized_matmul"]
+    assert matmuls == 7 * (LAYERS - 1) + keys_and_values_of_the_last_layer
