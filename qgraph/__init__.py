@@ -39,3 +39,12 @@ from qgraph.rewrite import register as register
 from qgraph.trace.tracer import scope as scope
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`qg.lm` is imported when it is first asked for."""
+    if name == "lm":
+        import qgraph.lm
+
+        return qgraph.lm
+    raise AttributeError(f"module 'qgraph' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Qwen3 in plain qg ops. The model is dense: no line of it knows whether a weight is packed.
 
     params = qg.load(FOLDER)                    # the tree of the checkpoint, dense or quantized
-    config = Config.from_dict(json.load(open(FOLDER + "/config.json")))
+    config = Config.from_dict(qg.load_config(FOLDER))
     cache = make_cache(config, batch=1, capacity=256, dtype=mx.float32)
     step = qg.jit(forward)                      # dot on a packed weight becomes a quantized kernel
     logits, cache = step(params, tokens, cache, mx.array(0), config)

@@ -201,7 +201,6 @@ class LanguageModel:
     def _stream(self, prompt: list[int], max_tokens: int, sample: Sampler) -> Iterator[Piece]:
         ends, detokenizer = self.tokenizer.eos_token_ids, self.tokenizer.detokenizer
         stats = Stats(prompt_tokens=len(prompt))
-        mx.reset_peak_memory()
         start = perf_counter()
         logits, cache = self._prefill(mx.array([prompt], ID), self._cache(1, len(prompt) + max_tokens))
         current = sample(logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
@@ -54,8 +54,8 @@ class Piece:
 
     text: str
     token: int
-    finish: Literal["stop", "length"] | None = None
-    stats: Stats = field(default_factory=Stats)
+    finish: Literal["stop", "length"] | None
+    stats: Stats
 
 
 class Sampler:

@@ -130,7 +130,8 @@ def carry_slice(t: TensorType, axis_range: tuple[int, int, int]) -> Packing | st
     if (start, stop, step) == (0, size, 1):
         return t.packing
     if step != 1 or start % group or stop % group or start >= stop:
-        return f"the slice {start}:{stop}:{step} of the packed axis cuts groups of {group}"
+        shown = f"{start}:{stop}" + (f":{step}" if step != 1 else "")
+        return f"the slice {shown} of the packed axis cuts groups of {group}"
     return t.packing
 
 

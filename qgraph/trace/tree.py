@@ -24,40 +24,51 @@ def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:
     >>> leaves, spec = [], []
     >>> flatten({"w": mx.zeros(2), "k": (3, None)}, leaves, spec)
     >>> len(leaves), spec
-    (1, ['dict', ((<class 'str'>, 'w'), (<class 'str'>, 'k')), 'leaf', 'tuple', 2, (<class 'int'>, 3), None])
+    (1, ['dict', ('w', 'k'), 'leaf', 'tuple', 2, (<class 'int'>, 3), None])
     """
     kind = cast(Any, type(tree))
-    if kind is mx.array or isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
+    if kind in _ARRAYS or hasattr(tree, "_type"):
         leaves.append(tree)
         spec.append("leaf")
         return
-    if hasattr(kind, "__array__"):
+    children = _container(tree, kind, spec)
+    if children is not None:
+        for child in children:
+            if type(child) in _ARRAYS:  # most children are, and a tree of weights has hundreds
+                leaves.append(child)
+                spec.append("leaf")
+            else:
+                flatten(child, leaves, spec)
+    elif isinstance(tree, mx.array) or hasattr(kind, "__array__"):
         leaves.append(mx.array(tree))
         spec.append("leaf")
-        return
-    children = _container(tree, kind, spec)
-    if children is None:
+    else:
         spec.append(None if tree is None else _static(tree))
-        return
-    for child in children:
-        flatten(child, leaves, spec)
 
 
-def _container(tree: Any, kind: Any, spec: list[Any]) -> list[Any] | None:
+_ARRAYS = frozenset((mx.array, QuantizedTensor))
+
+
+def _container(tree: Any, kind: Any, spec: list[Any]) -> Any:
     """The children of a container, its tokens appended to `spec`; None for anything else."""
     if kind is dict:
-        spec += ("dict", tuple(map(typed, tree)))
-        return list(tree.values())
+        spec += ("dict", _names(tree))
+        return tree.values()
     if kind is list or kind is tuple:
         spec += (kind.__name__, len(tree))
-        return list(tree)
+        return tree
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         spec += ("namedtuple", kind)
-        return list(tree)
+        return tree
     if dataclasses.is_dataclass(kind):
         spec += ("dataclass", kind)
         return [getattr(tree, f.name) for f in dataclasses.fields(kind)]
     return None
+
+
+def _names(keys: Any) -> tuple[Any, ...]:
+    """The keys of a dict as a token: text as it is, all else with its type."""
+    return tuple(key if type(key) is str else typed(key) for key in keys)
 
 
 def _static(value: Any) -> Any:
@@ -117,7 +128,7 @@ def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
         if token is None:
             return None
         if token == "dict":
-            return {untyped(key): build() for key in next(tokens)}
+            return {key if type(key) is str else untyped(key): build() for key in next(tokens)}
         if token in ("list", "tuple"):
             items = [build() for _ in range(next(tokens))]
             return items if token == "list" else tuple(items)
