@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["QGRAPH_COMPILE"] = "1"
 
 import mlx.core as mx
-from qgraph_examples.qwen3 import Config, forward, make_cache
-from qwen3_types import parameters
 
 import qgraph as qg
 from qgraph.execute.eager import storage
 from qgraph.execute.emit import emit
 from qgraph.execute.program import load
 from qgraph.trace.tree import flatten
+from qgraph_examples.qwen3 import Config, forward, make_cache
+from qwen3_types import parameters
 
 SMALL = Config(
     vocab_size=2048,
@@ -58,7 +58,10 @@ def compare(name, ours, theirs, rounds=15, calls=20):
 def mlp():
     x, w, v = mx.random.normal((4, 256)), mx.random.normal((512, 256)), mx.random.normal((256, 512))
     (p, s, b), (q, t, c) = mx.quantize(w), mx.quantize(v)
-    wq, vq = qg.from_quantized(p, s, b, bits=4, group_size=64), qg.from_quantized(q, t, c, bits=4, group_size=64)
+    wq, vq = (
+        qg.from_quantized(p, s, b, bits=4, group_size=64),
+        qg.from_quantized(q, t, c, bits=4, group_size=64),
+    )
     mx.eval(x, p, s, b, q, t, c)
 
     @qg.jit

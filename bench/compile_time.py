@@ -19,16 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("QGRAPH_COMPILE", "0")
 
 import mlx.core as mx
-from qgraph_examples.qwen3 import forward, make_cache
-from qwen3_types import QWEN3_8B, parameters
 
 import qgraph as qg
 from qgraph.execute.program import Program
 from qgraph.ir import Builder, Graph
-from qgraph.ir.types import parse_type
 from qgraph.ir.op import Op
+from qgraph.ir.types import parse_type
 from qgraph.rewrite import Context
 from qgraph.rewrite.driver import apply_rules
+from qgraph_examples.qwen3 import forward, make_cache
+from qwen3_types import QWEN3_8B, parameters
 
 
 def median(function, repeat=5):
@@ -108,7 +108,10 @@ def passes():
 
 def imports():
     code = "import time; t = time.perf_counter(); import qgraph; print(time.perf_counter() - t)"
-    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(5)]
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+        for _ in range(5)
+    ]
     print(f"import qgraph: {statistics.median(times):.3f} s (0.25)")
 
 

@@ -20,9 +20,9 @@ from mlx.utils import tree_map
 from mlx_lm.models import qwen3
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import quantize_model, save_model
-from qgraph_examples.qwen3 import Config, forward, make_cache
 
 import qgraph as qg
+from qgraph_examples.qwen3 import Config, forward, make_cache
 
 CONFIG = {
     "model_type": "qwen3",

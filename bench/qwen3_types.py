@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from qgraph_examples.qwen3 import Config
 
 import qgraph as qg
+from qgraph_examples.qwen3 import Config
 
 QWEN3_8B = Config(
     vocab_size=151936,

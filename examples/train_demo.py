@@ -9,12 +9,13 @@ The steps: a character tokenizer; a Qwen3 in PyTorch, whose logits are checked a
 quantization; a LoRA adapter for ``456-123=333``, trained on the frozen, dequantized 4-bit weights.
 Each accuracy is measured by ``mlx_lm.generate`` on the files as written, decoding greedily.
 
-Needs torch, mlx-lm and click. The shipped files were made, with torch 2.13.0, mlx 0.32.4 and
-mlx-lm 0.32.2, in @TIME@ on two cores of a server CPU, by
+Needs torch, mlx-lm and click. The shipped files were made with torch 2.13.0, mlx 0.32.4 and
+mlx-lm 0.32.2, from the seeds below, on two cores of a busy server: the model in 15 minutes, then
+the adapter, by the second command, which keeps the model, in 10. DIR is any folder:
 
-    python examples/train_demo.py --out examples/qgraph_examples/demo
-
-The seeds are fixed; another machine may round otherwise, and so train other weights.
+    OUT=examples/qgraph_examples/demo
+    python examples/train_demo.py --out $OUT --float DIR
+    python examples/train_demo.py --out $OUT --float DIR --steps 1200 --threads 1
 """
 
 import json

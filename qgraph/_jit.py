@@ -9,21 +9,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial, update_wrapper
-from types import TracebackType
 from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
 
-from qgraph._errors import TraceError
+from qgraph._errors import QGraphError
 from qgraph.execute.eager import EAGER, collect, storage
 from qgraph.execute.program import Program, compiling
 from qgraph.execute.stepper import Stepper
 from qgraph.inspector.inspect import install_jit
 from qgraph.ir import Builder, Graph, TensorType, Value
-from qgraph.ir.origin import Source, is_library
 from qgraph.ops.dispatch import active, type_of
 from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.rewrite.pipeline import DEFAULT
+from qgraph.trace.foreign import foreign_call, user_source_of
 from qgraph.trace.surroundings import Same, Surroundings, is_plain_object
 from qgraph.trace.tracer import Trace, Tracer, signature, unused
 from qgraph.trace.tree import flatten, paths, unflatten
@@ -191,38 +190,20 @@ class JitFunction:
         args, kwargs = unflatten(["tuple", 2, *spec], tracers)
         try:
             return self.function(*args, **kwargs)
+        except QGraphError as error:
+            source = user_source_of(error.__traceback__)
+            error.where = error.where or (source.sentence() if source else None)
+            raise
         except (TypeError, ValueError) as error:
-            if "Tracer" not in str(error):
+            foreign = foreign_call(error)
+            if foreign is None:
                 raise
-            raise _foreign_call(error) from error
+            raise foreign from error
 
 
 def _objects(args: tuple[Any, ...]) -> list[Any]:
     """The static arguments that have state, e.g. the `self` of a method."""
     return [x for x in args if is_plain_object(x)]
-
-
-def _foreign_call(error: Exception) -> TraceError:
-    """What MLX says when it is handed a traced value, in words that help."""
-    called = re.match(r"(\w+)\(\): incompatible", str(error))
-    name = called[1] if called else ""
-    if name.startswith("__") or not name:
-        symbol = name.strip("_") or "an operator"
-        what = f"an mx.array on the left of {symbol} with a traced value on its right"
-        fix = "put the traced value on the left, or call the qg function, e.g. qg.multiply(a, b)"
-    else:
-        what, fix = f"mx.{name} was called on a traced value", f"use qg.{name}, or trace with qg.optimize"
-    return TraceError(what, where=_user_line(error.__traceback__), fix=fix)
-
-
-def _user_line(traceback: TracebackType | None) -> str | None:
-    found: str | None = None
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if not is_library(code):
-            found = Source(code, traceback.tb_lasti).sentence()
-        traceback = traceback.tb_next
-    return found
 
 
 def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

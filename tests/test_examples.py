@@ -11,7 +11,10 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {
     "01_jit.py": ["3 × quantized_matmul", "CacheInfo(hits=0, misses=2"],
-    "02_why_not.py": ["the slice 0:96 of the packed axis cuts groups of 64 (02_why_not.py:12)", "with strict=True"],
+    "02_why_not.py": [
+        "the slice 0:96 of the packed axis cuts groups of 64 (02_why_not.py:12)",
+        "with strict=True",
+    ],
     "03_own_pass.py": ["did not fire: a is (3,), b is (2, 3)", "same numbers as before: True"],
     "04_generate.py": ["123+456=579", "456-123=333", "quantized_lora_matmul"],
 }

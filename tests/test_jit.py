@@ -63,7 +63,8 @@ def test_two_weight_sets_of_one_type_share_a_program() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [weight(bits=8), weight(group_size=32), weight(mode="mxfp4"), weight().T.T, weight(shape=(32, 128))]
+    "other",
+    [weight(bits=8), weight(group_size=32), weight(mode="mxfp4"), weight().T.T, weight(shape=(32, 128))],
 )
 def test_every_part_of_a_quantized_type_is_in_the_key(other: Any) -> None:
     f = qg.jit(lambda w: w.sum())
@@ -149,7 +150,11 @@ def test_structure_is_part_of_the_signature() -> None:
 def test_any_tree_goes_in_and_comes_out() -> None:
     @qg.jit
     def f(tree):
-        return {"pair": Pair(tree.w["a"] + 1, None), "list": [tree.w["b"], 3, "s"], "box": Box((tree.w["a"],))}
+        return {
+            "pair": Pair(tree.w["a"] + 1, None),
+            "list": [tree.w["b"], 3, "s"],
+            "box": Box((tree.w["a"],)),
+        }
 
     out = f(Box({"a": mx.array(1.0), "b": mx.array(5)}))
     assert isinstance(out["pair"], Pair)
@@ -303,7 +308,9 @@ def test_vmap_of_a_dense_function() -> None:
     xs, w = normal(5, 3, 4), normal(4, 6, seed=1)
     got = mx.vmap(f, in_axes=(0, None))(xs, w)
     assert close(got, mx.softmax(xs @ w + 1.0, axis=(1, 2)))
-    assert close(mx.vmap(mx.grad(lambda x: f(x, w).max()))(xs)[2], mx.grad(lambda x: f(x, w).max())(xs[2]), 1e-4)
+    assert close(
+        mx.vmap(mx.grad(lambda x: f(x, w).max()))(xs)[2], mx.grad(lambda x: f(x, w).max())(xs[2]), 1e-4
+    )
     assert close(f(xs[0], w), got[0])
 
 
@@ -386,7 +393,7 @@ def test_eight_threads_with_mixed_shapes_share_one_cache() -> None:
                 got, expected = np.array(f(x, w, scale)), np.array(mx.tanh(x @ w)) * scale
                 if not np.allclose(got, expected, atol=1e-5):
                     failures.append((number, i))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
@@ -411,7 +418,7 @@ def test_eight_threads_use_one_set_of_quantized_weights() -> None:
             for _ in range(5):
                 if not np.allclose(np.array(f(mx.full((2, 64), 0.5))), expected, atol=1e-4):
                     failures.append("wrong")
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(8)]

@@ -24,6 +24,10 @@ def keep(x):
     return x
 
 
+qg.jit(keep)(X)
+OLD = list(KEPT)
+
+
 def loop(x):
     while x.sum() > 0:
         x = x - 1
@@ -47,8 +51,7 @@ def add_in_place(x):
 
 
 def use_in_another_trace(x):
-    qg.jit(keep)(X)
-    return qg.jit(lambda y: y + KEPT[0])(x)
+    return x + OLD[0]
 
 
 @dataclass
@@ -73,30 +76,55 @@ IN_A_TRACE = {
     "item": Mistake(r"\.item\(\) of a traced value", lambda x: x.sum().item()),
     "tolist": Mistake(r"\.tolist\(\) of a traced value", lambda x: x.tolist()),
     "a NumPy function": Mistake("numpy.exp of a traced value", lambda x: np.exp(x), fix="qg.exp"),
-    "a NumPy reduction": Mistake("NumPy function on a traced value|numpy", lambda x: np.sum(x)),
+    "a NumPy reduction": Mistake("numpy.sum of a traced value", lambda x: np.sum(x), fix="qg.sum"),
     "numpy.array": Mistake("NumPy function on a traced value", lambda x: np.array(x)),
     "an mx function": Mistake(r"mx\.exp was called on a traced value", lambda x: mx.exp(x), fix="qg.exp"),
-    "an mx function of lists": Mistake("traced value", lambda x: mx.concatenate([x, x])),
-    "an mx array on the left": Mistake("an mx.array on the left of mul", lambda x: mx.ones(64) * x, fix="left"),
-    "an mx array on the left of @": Mistake("an mx.array on the left of matmul", lambda x: mx.ones((1, 2)) @ x),
+    "an mx function of lists": Mistake(
+        "mx.concatenate was called on a traced value", lambda x: mx.concatenate([x, x]), fix="qg.concatenate"
+    ),
+    "an mx.fast function": Mistake(
+        r"mx\.fast\.rms_norm was called", lambda x: mx.fast.rms_norm(x, None, 1e-5), fix="use qg.rms_norm"
+    ),
+    "an mx.array of a traced value": Mistake(
+        r"mx\.array was called on a traced value", lambda x: mx.array([x])
+    ),
+    "an mx array on the left": Mistake(
+        "an mx.array on the left of multiplication", lambda x: mx.ones(64) * x, fix="left"
+    ),
+    "an mx array on the left of @": Mistake(
+        "an mx.array on the left of matmul", lambda x: mx.ones((1, 2)) @ x
+    ),
     "item assignment": Mistake(r"x\[...\] = v on a traced value", assign, fix=r".at[index].set"),
     "in-place item update": Mistake(r"x\[...\] = v on a traced value", add_in_place, fix=r".at[index].set"),
-    "a tracer of another trace": Mistake("leaked tracer from keep", use_in_another_trace, fix="return the value"),
+    "a tracer of another trace": Mistake(
+        "leaked tracer from keep", use_in_another_trace, fix="return the value"
+    ),
     "the wrong inner size": Mistake(
-        r"dot: inner sizes differ, 64 \(lhs axis -1\) and 32", lambda x: x @ qg.dequantize(W), ShapeError, "its .T"
+        r"dot: inner sizes differ, 64 \(lhs axis -1\) and 32",
+        lambda x: x @ qg.dequantize(W),
+        ShapeError,
+        "its .T",
     ),
     "shapes that do not broadcast": Mistake(
         r"shapes \(2, 64\) and \(3,\) do not broadcast", lambda x: x + mx.ones(3), ShapeError
     ),
     "int @ int": Mistake(
-        "dot: i32 by i32 has no float operand", lambda x: x.astype(mx.int32) @ mx.ones((64, 2), mx.int32), DTypeError
+        "dot: i32 by i32 has no float operand",
+        lambda x: x.astype(mx.int32) @ mx.ones((64, 2), mx.int32),
+        DTypeError,
     ),
     "an axis out of range": Mistake("axis 5 is out of range", lambda x: qg.sum(x, axis=5), ShapeError),
     "a reshape to another size": Mistake("reshape", lambda x: x.reshape(3, 5), ShapeError),
     "a float index": Mistake("indices are f32", lambda x: qg.take(x, x), DTypeError, "astype"),
-    "an einsum with a repeated index": Mistake("einsum: cannot read 'ii'", lambda x: qg.einsum("ii->i", x), ShapeError),
-    "an einsum of another rank": Mistake("einsum: 'ijk' names 3", lambda x: qg.einsum("ijk->i", x), ShapeError),
-    "an einsum of more operands": Mistake("does not fit 1 operands", lambda x: qg.einsum("ij,jk->ik", x), ShapeError),
+    "an einsum with a repeated index": Mistake(
+        "einsum: cannot read 'ii'", lambda x: qg.einsum("ii->i", x), ShapeError
+    ),
+    "an einsum of another rank": Mistake(
+        "einsum: 'ijk' names 3", lambda x: qg.einsum("ijk->i", x), ShapeError
+    ),
+    "an einsum of more operands": Mistake(
+        "does not fit 1 operands", lambda x: qg.einsum("ij,jk->ik", x), ShapeError
+    ),
     "a string for an array": Mistake("expected an array", lambda x: qg.exp("x"), DTypeError),
 }
 

@@ -32,7 +32,9 @@ print("works")
 
 @pytest.mark.slow
 def test_a_wheel_built_from_the_sdist_installs_and_works(tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "-o", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "-o", str(tmp_path), str(ROOT)], check=True, capture_output=True
+    )
     [wheel] = tmp_path.glob("*.whl")
     top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {t for t in top if not t.endswith(".dist-info")} == {"qgraph", "qgraph_passes", "qgraph_examples"}
@@ -44,7 +46,8 @@ def test_a_wheel_built_from_the_sdist_installs_and_works(tmp_path):
 
 
 def test_import_brings_in_nothing_heavy():
-    code = "import sys, qgraph; print([m for m in ('networkx', 'mlx_lm', 'transformers', 'matplotlib', 'rich', 'click') if m in sys.modules])"
+    heavy = ("networkx", "mlx_lm", "transformers", "matplotlib", "rich", "click")
+    code = f"import sys, qgraph; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
 

@@ -27,9 +27,7 @@ class Config:
     """The numbers of config.json that the model reads; static arguments of a jitted function."""
 
     vocab_size: int
-    hidden_size: int
     num_hidden_layers: int
-    num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float
@@ -41,17 +39,18 @@ class Config:
     def from_dict(cls, config: Mapping[str, Any]) -> "Config":
         """Read a config.json. Errors: CheckpointError for a missing key, or a RoPE that is not here."""
         rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "?"
         if kind != "default":
             raise qg.CheckpointError(
                 f"config.json: rope_scaling {kind!r} is not supported by the Qwen3 of qgraph_examples",
                 fix="use a checkpoint without rope_scaling, or add the scaling to a copy of qwen3.py",
             )
         found = {"rope_theta": rope.get("rope_theta")} | {k: v for k, v in config.items() if v is not None}
-        bad = [f.name for f in fields(cls) if not isinstance(found.get(f.name), int | float)]
+        kinds = {int: int, float: int | float, bool: bool}
+        bad = [f.name for f in fields(cls) if not isinstance(found.get(f.name), kinds[f.type])]
         if bad:
             raise qg.CheckpointError(
-                f"config.json: {', '.join(bad)} missing or not a number", fix="use the config.json of a Qwen3"
+                f"config.json: {', '.join(bad)} missing or no number", fix="use the config.json of a Qwen3"
             )
         return cls(**{f.name: found[f.name] for f in fields(cls)})
 

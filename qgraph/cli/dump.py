@@ -10,10 +10,16 @@ from qgraph.cli.target import inspected
 
 @click.command()
 @click.argument("target")
-@click.option("--after", default="", metavar="PASS", help="After which pass; trace: before all. [default: the last]")
-@click.option("--format", "form", default="text", show_default=True, type=click.Choice(["text", "json", "dot"]))
+@click.option(
+    "--after", default="", metavar="PASS", help="After which pass; trace: before all. [default: the last]"
+)
+@click.option(
+    "--format", "form", default="text", show_default=True, type=click.Choice(["text", "json", "dot"])
+)
 @click.option("--summary", is_flag=True, help="What the passes changed, instead of the graph.")
-@click.option("--length", default=1, show_default=True, type=click.IntRange(1), help="Tokens in a model's step.")
+@click.option(
+    "--length", default=1, show_default=True, type=click.IntRange(1), help="Tokens in a model's step."
+)
 @friendly_errors()
 def dump(target: str, after: str, form: str, summary: bool, length: int) -> None:
     """Print the graph of TARGET: FILE.py:FUNCTION, or the folder of a model.

@@ -11,8 +11,12 @@ from qgraph.cli.target import inspected
 @click.command()
 @click.argument("target")
 @click.argument("rule", default="")
-@click.option("--at", "scope", default="", metavar="SCOPE", help="One module: its name, or e.g. 'layers.*.attn'.")
-@click.option("--length", default=1, show_default=True, type=click.IntRange(1), help="Tokens in a model's step.")
+@click.option(
+    "--at", "scope", default="", metavar="SCOPE", help="One module: its name, or e.g. 'layers.*.attn'."
+)
+@click.option(
+    "--length", default=1, show_default=True, type=click.IntRange(1), help="Tokens in a model's step."
+)
 @friendly_errors()
 def why(target: str, rule: str, scope: str, length: int) -> None:
     """Tell what every use of a quantized value in TARGET became, or why it is unpacked.

@@ -38,7 +38,9 @@ def compiled(function: Any) -> Compiled:
     if isinstance(function, Compiled):
         return function
     if not callable(function):
-        raise QGraphError(f"cannot inspect a {type(function).__name__}", fix="pass a function, and its arguments")
+        raise QGraphError(
+            f"cannot inspect a {type(function).__name__}", fix="pass a function, and its arguments"
+        )
     return _jit[0](cast("Callable[..., Any]", function))
 
 

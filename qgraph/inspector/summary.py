@@ -148,7 +148,9 @@ def _fact_lines(s: Summary) -> list[str]:
     packed = "" if s.unpacked_bytes == s.weight_bytes else f" ({_human(s.unpacked_bytes, 'B')} unpacked)"
     sites = ", ".join(f"{n} × {became}" for became, n in s.sites) or "none"
     unused = ", ".join(f"{name} (tried {n} times)" for name, n in s.unused_rules) or "none"
-    times = ", ".join(f"{p.name} {p.milliseconds:.1f} ms" + ("" if p.changed else " (no change)") for p in s.passes)
+    times = ", ".join(
+        f"{p.name} {p.milliseconds:.1f} ms" + ("" if p.changed else " (no change)") for p in s.passes
+    )
     lines = [
         f"weights            {_human(s.weight_bytes, 'B')}{packed}",
         f"activations        {_arrow(s.activation_bytes, 'B')}",

@@ -129,7 +129,9 @@ def parse_graph(text: str) -> Graph:
         if line.startswith("return"):
             outputs = [_lookup(values, name, number) for name in re.findall(_NAME, line)]
             if [text for _, text in lines] != ["}"]:
-                raise QGraphError(f"line {number}: after return comes one }}, and nothing else", fix=_PARSE_FIX)
+                raise QGraphError(
+                    f"line {number}: after return comes one }}, and nothing else", fix=_PARSE_FIX
+                )
             return Graph(inputs, outputs, builder)
         _parse_node(line, number, builder, values)
     raise QGraphError("the graph has no return line", fix=_PARSE_FIX)

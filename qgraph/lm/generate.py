@@ -257,6 +257,7 @@ class LanguageModel:
                 f"{self.name}: the tensors are not those that config.json describes ({error!r})",
                 fix="check num_hidden_layers, tie_word_embeddings and model_type, or download it again",
             ) from error
+        _check_vocabulary(self.name, before, self.config.vocab_size)
         labels = [v.op.label for v in before.inputs if isinstance(v.op, Input) and not before.users(v)]
         unread = [label.removeprefix("params.") for label in labels if label.startswith("params.")]
         adapted = [name for name in unread if ".lora_" in name]
@@ -279,6 +280,17 @@ def _jitted(code: ModelCode) -> tuple[JitFunction, JitFunction]:
         return code.backbone(params, tokens, cache, offset, config)[1]
 
     return jit(step), jit(fill)
+
+
+def _check_vocabulary(name: str, graph: Graph, vocab: int) -> None:
+    """Token ids are checked against the config: the tables that they index must be as large."""
+    found = [n.inputs[0].type.shape[0] for n in graph.find("take") if n.inputs[1] in graph.inputs]
+    rows = min([*found, graph.outputs[0].type.shape[-1]])
+    if rows < vocab:
+        raise CheckpointError(
+            f"{name}: config.json has vocab_size {vocab}, the embedding or the head has {rows}",
+            fix="use the config.json that belongs to the weights",
+        )
 
 
 def _capacity(positions: int) -> int:

@@ -54,7 +54,12 @@ def _declare(name: str, reference: Callable[..., Any], rule: Rule, **flags: obje
 
 
 def _unary(
-    name: str, meaning: str, reference: Callable[..., Any], rule: Rule = floating, flops: int = 1, mlx: str = ""
+    name: str,
+    meaning: str,
+    reference: Callable[..., Any],
+    rule: Rule = floating,
+    flops: int = 1,
+    mlx: str = "",
 ) -> Callable[[ArrayLike], Array]:
     op = _declare(name, reference, rule, flops_per_element=flops, mlx=mlx)
 

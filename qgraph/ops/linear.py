@@ -29,7 +29,9 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
     qgraph._errors.ShapeError: dot: batch axes (5,) and (3,) do not broadcast
     """
     if not a or not b:
-        raise ShapeError(f"dot: operands of shape {a} and {b}; a scalar cannot be contracted")
+        raise ShapeError(
+            f"dot: operands of shape {a} and {b}; a scalar cannot be contracted", fix="use qg.multiply"
+        )
     row, column = a[-1], b[-2] if len(b) > 1 else b[0]
     if row != column:
         at = "-2" if len(b) > 1 else "-1"
@@ -39,7 +41,10 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
     try:
         batch = broadcast_shapes(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else ()
     except ShapeError:
-        raise ShapeError(f"dot: batch axes {a[:-2]} and {b[:-2]} do not broadcast") from None
+        raise ShapeError(
+            f"dot: batch axes {a[:-2]} and {b[:-2]} do not broadcast",
+            fix="make the axes before the last two equal or 1",
+        ) from None
     return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 
@@ -116,7 +121,10 @@ def tensordot(a: ArrayLike, b: ArrayLike, axes: int | Sequence[Sequence[int]] = 
     else:
         ia, ib = ([normalize_axis(x, len(s)) for x in ax] for ax, s in zip(axes, (sa, sb), strict=True))
     if len(ia) != len(ib) or [sa[i] for i in ia] != [sb[i] for i in ib]:
-        raise ShapeError(f"tensordot: axes {ia} of {sa} do not pair with axes {ib} of {sb}")
+        raise ShapeError(
+            f"tensordot: axes {ia} of {sa} do not pair with axes {ib} of {sb}",
+            fix="name as many axes of each, of equal sizes",
+        )
     return _contract(a, b, [], [], ia, ib)
 
 
@@ -169,11 +177,19 @@ def _parse_einsum(subscripts: str, ranks: list[int]) -> tuple[list[str], str]:
         out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     for term, rank in zip(terms, ranks, strict=False):
         if len(set(term)) != len(term) or not term.isalpha() * bool(term) and term:
-            raise ShapeError(f"einsum: cannot read {term!r} in {subscripts!r}", fix="one letter per axis, no repeats")
+            raise ShapeError(
+                f"einsum: cannot read {term!r} in {subscripts!r}", fix="one letter per axis, no repeats"
+            )
         if len(term) != rank:
-            raise ShapeError(f"einsum: {term!r} names {len(term)} axes of an operand of rank {rank}")
+            raise ShapeError(
+                f"einsum: {term!r} names {len(term)} axes of an operand of rank {rank}",
+                fix="one letter per axis",
+            )
     if len(terms) != len(ranks) or not set(out) <= set(left):
-        raise ShapeError(f"einsum: {subscripts!r} does not fit {len(ranks)} operands")
+        raise ShapeError(
+            f"einsum: {subscripts!r} does not fit {len(ranks)} operands",
+            fix="write one term per operand, and on the right only letters that stand on the left",
+        )
     return terms, out
 
 
@@ -190,7 +206,10 @@ def _einsum_pair(a: ArrayLike, la: str, b: ArrayLike, lb: str, later: set[str]) 
     for c in shared:
         sizes = shape_of(a)[la.index(c)], shape_of(b)[lb.index(c)]
         if sizes[0] != sizes[1]:
-            raise ShapeError(f"einsum: index {c!r} has sizes {sizes[0]} and {sizes[1]}")
+            raise ShapeError(
+                f"einsum: index {c!r} has sizes {sizes[0]} and {sizes[1]}",
+                fix="make them equal, or rename one",
+            )
     batch, inner_axes = [c for c in shared if c in later], [c for c in shared if c not in later]
     out = _contract(
         a,

@@ -16,9 +16,30 @@ from qgraph.quant import QuantizedTensor
 _SAME_NAME: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
-        *(e.abs, e.exp, e.log, e.log2, e.log10, e.log1p, e.sqrt, e.rsqrt, e.reciprocal, e.sin, e.cos, e.square),
+        *(
+            e.abs,
+            e.exp,
+            e.log,
+            e.log2,
+            e.log10,
+            e.log1p,
+            e.sqrt,
+            e.rsqrt,
+            e.reciprocal,
+            e.sin,
+            e.cos,
+            e.square,
+        ),
         *(e.round, e.astype),
-        *(shape.transpose, shape.reshape, shape.flatten, shape.squeeze, shape.swapaxes, shape.moveaxis, shape.split),
+        *(
+            shape.transpose,
+            shape.reshape,
+            shape.flatten,
+            shape.squeeze,
+            shape.swapaxes,
+            shape.moveaxis,
+            shape.split,
+        ),
         *(reduce.sum, reduce.mean, reduce.max, reduce.min, reduce.prod, reduce.var, reduce.std, reduce.all),
         *(reduce.any, reduce.argmax, reduce.argmin, reduce.cumsum, reduce.logsumexp),
     )
@@ -60,7 +81,17 @@ for _name, _function in _BINARY.items():
     _OPERATORS[f"__r{_name}__"] = _reflected(_function)
 _NUMPY_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     f.__name__: f
-    for f in (e.add, e.subtract, e.multiply, e.divide, e.floor_divide, e.remainder, e.power, e.equal, e.not_equal)
+    for f in (
+        e.add,
+        e.subtract,
+        e.multiply,
+        e.divide,
+        e.floor_divide,
+        e.remainder,
+        e.power,
+        e.equal,
+        e.not_equal,
+    )
     + (e.less, e.less_equal, e.greater, e.greater_equal)
 } | {"matmul": linear.dot}
 

@@ -50,7 +50,8 @@ class Transpose(View):
 
     def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
         if sorted(self.axes) != list(range(len(x))):
-            raise ShapeError(f"transpose: {self.axes} is not a permutation of the axes of {x}")
+            fix = f"name each of the axes 0 to {len(x) - 1} once"
+            raise ShapeError(f"transpose: {self.axes} is not a permutation of the axes of {x}", fix=fix)
         return tuple(x[a] for a in self.axes)
 
     def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
@@ -105,7 +106,10 @@ class Reshape(View):
 
     def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
         if prod(x) != prod(self.shape):
-            raise ShapeError(f"reshape: {x} has {prod(x)} elements, {self.shape} has {prod(self.shape)}")
+            raise ShapeError(
+                f"reshape: {x} has {prod(x)} elements, {self.shape} has {prod(self.shape)}",
+                fix="keep the number of elements; one size may be -1, which is worked out",
+            )
         return self.shape
 
     def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
@@ -173,7 +177,9 @@ def squeeze(a: ArrayLike, axis: int | Sequence[int] | None = None) -> Array:
     drop = as_axes(axis if isinstance(axis, int) else tuple(axis), len(shape))
     for i in drop:
         if shape[i] != 1:
-            raise ShapeError(f"squeeze: axis {i} of {shape} has size {shape[i]}", fix="squeeze axes of size 1")
+            raise ShapeError(
+                f"squeeze: axis {i} of {shape} has size {shape[i]}", fix="squeeze axes of size 1"
+            )
     return reshape(a, [s for i, s in enumerate(shape) if i not in drop])
 
 

@@ -106,6 +106,10 @@ class Tracer(ArrayMethods):
             raise self._refusal(f"numpy.{name} of a traced value", f"use qg.{name}")
         return made
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Never:
+        name = function.__name__
+        raise self._refusal(f"numpy.{name} of a traced value", f"use qg.{name}")
+
     def __array__(self, *args: object, **kwargs: object) -> Never:
         raise self._refusal("a NumPy function on a traced value", "use the qg function of the same name")
 

@@ -36,7 +36,9 @@ def types(draw: Any) -> TensorType:
     scales = draw(st.sampled_from([dtype, F32])) if scheme.has_biases else U8
     axis = draw(st.sampled_from([-1, -2]))
     extra = scheme.mode == "nvfp4" and draw(st.booleans())
-    return TensorType(draw(st.sampled_from([(64, 64), (2, 64, 64)])), dtype, Packing(scheme, scales, axis, extra))
+    return TensorType(
+        draw(st.sampled_from([(64, 64), (2, 64, 64)])), dtype, Packing(scheme, scales, axis, extra)
+    )
 
 
 def _permutation(draw: Any, v: Value) -> Op:
@@ -75,7 +77,10 @@ def _norm(draw: Any, v: Value) -> Op:
 
 MAKERS = [
     *map(_plain, ("exp", "negative", "silu", "abs", "add", "multiply", "subtract", "dot", "where", "divide")),
-    *map(_plain, ("dequantize", "quantize", "quantized_matmul", "quantized_take", "take", "equal", "contiguous")),
+    *map(
+        _plain,
+        ("dequantize", "quantize", "quantized_matmul", "quantized_take", "take", "equal", "contiguous"),
+    ),
     *map(_axes, ("sum", "max", "mean", "softmax")),
     _permutation,
     _permutation,

@@ -81,7 +81,9 @@ def test_it_is_the_same_in_every_process() -> None:
     found = {digest(parse_graph(BASE))}
     for seed in ("0", "1", "12345"):
         env = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", program], input=BASE, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=BASE, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         found.add(done.stdout.strip())
     assert len(found) == 1

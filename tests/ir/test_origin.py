@@ -102,7 +102,8 @@ def test_a_rewrite_keeps_all_lines_the_common_scope_and_adds_a_step() -> None:
     step = Step("fuse-lora", "lora-branch", 7)
     old = Step("quantize-dot", "right-operand", 3)
     merged = merge_origins(
-        [Origin((a,), "layers.3.attn.q", (old,)), Origin((b, a), "layers.3.attn.k", (old,)), Origin((), "")], step
+        [Origin((a,), "layers.3.attn.q", (old,)), Origin((b, a), "layers.3.attn.k", (old,)), Origin((), "")],
+        step,
     )
     assert merged == Origin((a, b), "layers.3.attn", (old, step))
     assert str(step) == "fuse-lora#7"

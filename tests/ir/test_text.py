@@ -112,7 +112,10 @@ def test_comments_and_blank_lines_do_not_count() -> None:
 def test_graphs_without_inputs_or_outputs_print() -> None:
     builder = Builder()
     constant = builder.add(Constant((1.0,), (), F32)).outputs[0]
-    for graph in (Graph([], [constant], builder), Graph([builder.input("x", TensorType((), F32))], [], builder)):
+    for graph in (
+        Graph([], [constant], builder),
+        Graph([builder.input("x", TensorType((), F32))], [], builder),
+    ):
         assert digest(parse_graph(str(graph))) == digest(graph)
 
 

@@ -30,7 +30,8 @@ def test_every_dense_form_is_read(text: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "f32", "f32[2", "f32[-1]", "f32[2]:", "f32[2]x", "f99[2]", "f32[2,64]:affine7g64", "f32[2,64]:x@1"]
+    "text",
+    ["", "f32", "f32[2", "f32[-1]", "f32[2]:", "f32[2]x", "f99[2]", "f32[2,64]:affine7g64", "f32[2,64]:x@1"],
 )
 def test_what_is_no_type_is_refused(text: str) -> None:
     with pytest.raises(QGraphError):
@@ -64,7 +65,10 @@ def test_types_that_differ_anywhere_are_not_equal(other: TensorType) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "size"),
-    [(Quantization(bits=4, group_size=64), 8 * 64 // 2 + 8 * 2 * 4), (Quantization.of_mode("mxfp8"), 8 * 64 + 8 * 2)],
+    [
+        (Quantization(bits=4, group_size=64), 8 * 64 // 2 + 8 * 2 * 4),
+        (Quantization.of_mode("mxfp8"), 8 * 64 + 8 * 2),
+    ],
 )
 def test_nbytes_is_what_mlx_stores(scheme: Quantization, size: int) -> None:
     from qgraph.ops.dispatch import type_of

@@ -65,7 +65,9 @@ def test_operands_that_the_op_refuses_are_found() -> None:
     builder = Builder()
     x, y = builder.input("x", T), builder.input("y", TensorType((3,), F32))
     bad = node(ADD, [x, y], T)
-    with pytest.raises(VerifyError, match=r"add refuses its operands: shapes \(2,\) and \(3,\) do not broadcast"):
+    with pytest.raises(
+        VerifyError, match=r"add refuses its operands: shapes \(2,\) and \(3,\) do not broadcast"
+    ):
         verify(Graph([x, y], bad.outputs, builder))
 
 

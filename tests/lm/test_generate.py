@@ -144,7 +144,11 @@ def test_an_empty_prompt_is_refused(folder: Path) -> None:
     [
         ({"model_type": "gpt2"}, "no installed package implements model_type 'gpt2'"),
         ({"model_type": None}, "config.json has no model_type"),
-        ({"head_dim": None}, "head_dim missing or not a number"),
+        ({"head_dim": None}, "head_dim missing or no number"),
+        ({"head_dim": "32"}, "head_dim missing or no number"),
+        ({"vocab_size": 97}, "config.json has vocab_size 97, the embedding or the head has 96"),
+        ({"rope_scaling": "linear"}, "rope_scaling '?' is not supported"),
+        ({"head_dim": 16}, "rms_norm"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn' is not supported"),
         ({"num_hidden_layers": 5}, "not those that config.json describes"),
         ({"tie_word_embeddings": False}, "not those that config.json describes"),
@@ -216,6 +220,6 @@ def test_tensors_that_are_never_read_are_told(tmp_path: Path) -> None:
 
 
 def test_newer_configs_nest_rope_theta() -> None:
-    config = {f: 1 for f in Config.__dataclass_fields__ if f != "rope_theta"}
+    config = {f: 1 for f in Config.__dataclass_fields__ if f != "rope_theta"} | {"tie_word_embeddings": False}
     nested = {"rope_theta": 5e5, "rope_type": "default"}
     assert Config.from_dict(config | {"rope_parameters": nested}).rope_theta == 5e5

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm.utils
 import numpy as np
 import pytest
 
 import qgraph as qg
 from qgraph.quant import load, load_config
 from qgraph_examples import qwen3
-from tests.lm.peer import MEDIUM, TINY, Peer, mixed, relative_error, write, write_adapter
+from tests.lm.peer import MEDIUM, TINY, Peer, mixed, relative_error, tokenizer, write, write_adapter
 
 PROMPT = [3, 41, 17, 88, 5, 60, 22, 9, 71, 33, 50]
 CASES: dict[str, dict[str, Any]] = {
@@ -70,6 +71,20 @@ def test_64_greedy_tokens(checkpoint: Path) -> None:
     expected, _ = peer.greedy(PROMPT, len(generated))
     assert generated == expected
     assert len(generated) == 64 or generated[-1] in model.tokenizer.eos_token_ids
+
+
+def test_trained_weights(tmp_path: Path) -> None:
+    trained, config = mlx_lm.utils.load_model(Path(qwen3.__file__).parent / "demo" / "model")
+    trained.set_dtype(mx.float32)
+    folder = tmp_path / "model"
+    mlx_lm.utils.save(folder, tmp_path, trained, tokenizer(), config)
+    model, peer = qg.lm.load(folder), Peer(folder)
+    for prompt, answer in {"123+456=": "579", "999+1=": "1000", "57+806=": "863"}.items():
+        tokens, logits = greedy(model, model.tokenizer.encode(prompt), len(answer) + 1)
+        expected_tokens, expected_logits = peer.greedy(model.tokenizer.encode(prompt), len(answer) + 1)
+        assert tokens == expected_tokens
+        assert model.tokenizer.decode(tokens[:-1]) == answer
+        assert relative_error(logits, expected_logits) < 1e-4
 
 
 def test_a_forward_pass_gives_logits_for_every_position(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ K, N, R = 64, 32, 4
 def arguments(dtype=mx.float32, adapter=mx.float32, rank=2):
     shape = {1: (K,), 2: (3, K), 3: (2, 3, K)}[rank]
     w = qg.quantize(normal(N, K, dtype=dtype))
-    return normal(*shape, dtype=dtype), w, normal(K, R, dtype=adapter), normal(R, N, dtype=adapter), mx.array(0.7)
+    return (
+        normal(*shape, dtype=dtype),
+        w,
+        normal(K, R, dtype=adapter),
+        normal(R, N, dtype=adapter),
+        mx.array(0.7),
+    )
 
 
 SPELLINGS = {
@@ -63,7 +69,9 @@ def test_v4_a_base_that_is_also_returned_is_refused_with_the_reason():
     jitted = qg.jit(f)
     assert "quantized_lora_matmul" not in ops(agree(jitted, *arguments()))
     misses = jitted.result(*arguments()).context.misses.values()
-    assert any("base has a foreign user: it is an output" in m.reason for m in misses if m.rule == "lora-branch")
+    assert any(
+        "base has a foreign user: it is an output" in m.reason for m in misses if m.rule == "lora-branch"
+    )
 
 
 def test_v4_a_foreign_user_inside_is_named_with_its_line():

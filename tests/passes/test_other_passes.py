@@ -20,18 +20,24 @@ def same(graph, text):
 
 
 def test_constants_fold():
-    result = after("canonicalize", """graph(%x: f32[2]) {
+    result = after(
+        "canonicalize",
+        """graph(%x: f32[2]) {
         %a = constant{data=(2.0,), shape=(), dtype=f32}() : f32[]
         %b = constant{data=(3.0,), shape=(), dtype=f32}() : f32[]
         %c = multiply(%a, %b) : f32[]
         %y = add(%x, %c) : f32[2]
         return %y
-    }""")
-    same(result.graph, """graph(%x: f32[2]) {
+    }""",
+    )
+    same(
+        result.graph,
+        """graph(%x: f32[2]) {
         %c = constant{data=(6.0,), shape=(), dtype=f32}() : f32[]
         %y = add(%x, %c) : f32[2]
         return %y
-    }""")
+    }""",
+    )
 
 
 def test_multiplying_by_one_goes_and_by_a_promoting_one_stays():
@@ -74,12 +80,15 @@ DOT = """graph(%x: bf16[2,96], %w: bf16[8,96]:affine4g32) {
 
 
 def test_on_a_cpu_sixteen_bit_products_run_in_float32_and_round_once():
-    same(after("legalize", DOT).graph, """graph(%x: bf16[2,96], %w: bf16[8,96]:affine4g32) {
+    same(
+        after("legalize", DOT).graph,
+        """graph(%x: bf16[2,96], %w: bf16[8,96]:affine4g32) {
         %c = cast{dtype=f32}(%x) : f32[2,96]
         %p = quantized_matmul{transpose=True}(%c, %w) : f32[2,8]
         %y = cast{dtype=bf16}(%p) : bf16[2,8]
         return %y
-    }""")
+    }""",
+    )
 
 
 def test_on_metal_the_same_product_stays_as_it_is():

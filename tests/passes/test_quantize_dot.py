@@ -190,7 +190,12 @@ def test_both_uses_of_a_shared_weight_are_right():
 
 
 @given(
-    st.sampled_from(MODES), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.booleans()
+    st.sampled_from(MODES),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 2),
+    st.booleans(),
 )
 def test_dot_equals_dequantize_and_dot_on_drawn_shapes(scheme, groups, n, m, batch, transpose):
     mode, bits, group_size = scheme

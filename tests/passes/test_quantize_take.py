@@ -9,7 +9,14 @@ import pytest
 import qgraph as qg
 from tests.agree import agree, normal, ops
 
-SCHEMES = [("affine", 4, 32), ("affine", 3, 64), ("affine", 8, 128), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
+SCHEMES = [
+    ("affine", 4, 32),
+    ("affine", 3, 64),
+    ("affine", 8, 128),
+    ("mxfp4", 4, 32),
+    ("mxfp8", 8, 32),
+    ("nvfp4", 4, 16),
+]
 
 
 def table(mode="affine", bits=4, group_size=32, shape=(40, 128)):
@@ -19,7 +26,9 @@ def table(mode="affine", bits=4, group_size=32, shape=(40, 128)):
 @pytest.mark.parametrize(("mode", "bits", "group_size"), SCHEMES)
 @pytest.mark.parametrize("ids", [[3], [0, 39, 7], [[1, 2], [3, 4]]])
 def test_rows_of_a_packed_table(mode, bits, group_size, ids):
-    graph = agree(qg.jit(lambda w, ids: qg.take(w, ids, axis=0)), table(mode, bits, group_size), mx.array(ids))
+    graph = agree(
+        qg.jit(lambda w, ids: qg.take(w, ids, axis=0)), table(mode, bits, group_size), mx.array(ids)
+    )
     assert ops(graph) == {"quantized_take": 1}
 
 

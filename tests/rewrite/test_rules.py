@@ -182,7 +182,7 @@ def test_through_looks_past_a_cast_and_must_ask_for_it():
 
     graph = graph_of(lambda x: qg.exp(qg.sin(x).astype(mx.float32)), normal(3, dtype=mx.bfloat16))
     assert ops(apply(graph, Keeps())[0]) == {"cos": 1, "cast": 1}
-    with pytest.raises(qg.RuleError, match="looked through cast.* and did not use it"):
+    with pytest.raises(qg.RuleError, match=r"looked through cast.* and did not use it"):
         apply(graph, Forgets())
 
 
@@ -211,7 +211,7 @@ def test_two_rules_that_undo_each_other_end_in_an_error_that_names_them():
         def rewrite(self, m, x):
             return qg.sin(x)
 
-    with pytest.raises(qg.RuleError, match="does not come to an end.*there at sin.*back at cos"):
+    with pytest.raises(qg.RuleError, match=r"does not come to an end.*there at sin.*back at cos"):
         apply(graph_of(lambda x: qg.sin(x), normal(3)), There(), Back())
 
 
@@ -273,7 +273,9 @@ def test_any_of_matches_either_form():
         def rewrite(self, m, x):
             return qg.tan(x)
 
-    assert ops(apply(graph_of(lambda x: (qg.exp(qg.sin(x)), qg.exp(qg.cos(x + 1))), normal(3)), Either())[0]) == {
+    assert ops(
+        apply(graph_of(lambda x: (qg.exp(qg.sin(x)), qg.exp(qg.cos(x + 1))), normal(3)), Either())[0]
+    ) == {
         "tan": 2,
         "add": 1,
     }
@@ -369,7 +371,11 @@ def test_digests_and_order_of_rewrites_do_not_depend_on_the_hash_seed():
     )
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("0", "1", "42")
     }
@@ -383,9 +389,11 @@ class Wrong(qg.Pass):
 
     def run(self, graph, context):
         return graph.rewritten(
-            lambda node, inputs: inputs
-            if node.op.name == "transpose"
-            else graph.builder.add(node.op, inputs, node.origin).outputs
+            lambda node, inputs: (
+                inputs
+                if node.op.name == "transpose"
+                else graph.builder.add(node.op, inputs, node.origin).outputs
+            )
         )
 
 
