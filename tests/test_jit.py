@@ -484,7 +484,7 @@ def test_source_graph_report_and_result_describe_what_runs() -> None:
     assert f.graph(x, w).find("dot")
     assert not f.optimized(x, w).find("dot")
     assert f.report(x, w).counts() == {"quantized_matmul": 1}
-    assert [s.name for s in f.result(x, w).history][0] == "canonicalize"
+    assert next(s.name for s in f.result(x, w).history) == "canonicalize"
     assert f.cache_info().misses == 1
 
 

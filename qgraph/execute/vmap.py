@@ -23,7 +23,7 @@ def refuse_vmap(x: mx.array) -> mx.array:
     return x
 
 
-@refuse_vmap.vmap
+@refuse_vmap.vmap  # pyright: ignore[reportUntypedFunctionDecorator]
 def _refuse(inputs: Any, axes: Any) -> Never:
     raise TraceError(
         "mx.vmap over a quantized product: MLX has no rule for it",

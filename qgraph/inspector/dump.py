@@ -16,13 +16,13 @@ from qgraph.ir.text import names_of
 
 
 def render(graph: Graph, format: str = "text") -> str:
-    """`graph` in one of `FORMATS`. The text is canonical, and `qgraph.ir.parse_graph` reads it back.
+    r"""`graph` in one of `FORMATS`. The text is canonical, and `qgraph.ir.parse_graph` reads it back.
 
     Errors: QGraphError for an unknown format.
 
     >>> from qgraph.ir import parse_graph
-    >>> g = parse_graph("graph(%x: f32[2]) { \\n %exp = exp(%x) : f32[2] \\n return %exp \\n }".replace(" \\n", "\\n"))
-    >>> json.loads(render(g, "json"))["outputs"]
+    >>> lines = ["graph(%x: f32[2]) {", "%exp = exp(%x) : f32[2]", "return %exp", "}"]
+    >>> json.loads(render(parse_graph(chr(10).join(lines)), "json"))["outputs"]
     ['exp']
     """
     write = _WRITERS.get(format)

@@ -95,7 +95,7 @@ class _Names:
 
     def around(self, node: Node) -> dict[Value, str]:
         """The names in a graph that contains `node`; none for one that lived within a pass only."""
-        return next((names for names in self._tables if node.outputs[0] in names), {})
+        return next((names for names in self._tables if node.outputs[0] in names), dict[Value, str]())
 
 
 def _miss_text(miss: Miss, names: dict[Value, str]) -> str:

@@ -25,6 +25,8 @@ def node_digest(node: Node) -> bytes:
 def digest(graph: Graph) -> str:
     r"""The digest of a graph: its inputs in order and its outputs, with all that they compute.
 
+    The names of inputs count, since callers bind weights by them; those of other values do not.
+
     >>> from qgraph.ir.text import parse_graph
     >>> a = parse_graph("graph(%x: f32[2]) {\n %a = exp(%x) : f32[2]\n return %a\n}")
     >>> b = parse_graph("graph(%x: f32[2]) {\n %b = exp(%x) : f32[2]  // renamed\n return %b\n}")

@@ -138,11 +138,6 @@ from qgraph.ops.reduce import (
     any,
     argmax,
     argmin,
-    cummax,
-    cummin,
-    cumprod,
-    cumsum,
-    logcumsumexp,
     logsumexp,
     max,
     mean,
@@ -152,6 +147,13 @@ from qgraph.ops.reduce import (
     std,
     sum,
     var,
+)
+from qgraph.ops.scan import (
+    cummax,
+    cummin,
+    cumprod,
+    cumsum,
+    logcumsumexp,
 )
 from qgraph.ops.shape import (
     broadcast_to,

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.ops import elementwise as e
-from qgraph.ops import indexing, linear, reduce, shape, updates
+from qgraph.ops import indexing, linear, reduce, scan, shape, updates
 from qgraph.ops.dispatch import Array, ArrayLike
 from qgraph.quant import QuantizedTensor
 
@@ -41,7 +41,7 @@ _SAME_NAME: dict[str, Callable[..., Any]] = {
             shape.split,
         ),
         *(reduce.sum, reduce.mean, reduce.max, reduce.min, reduce.prod, reduce.var, reduce.std, reduce.all),
-        *(reduce.any, reduce.argmax, reduce.argmin, reduce.cumsum, reduce.logsumexp),
+        *(reduce.any, reduce.argmax, reduce.argmin, scan.cumsum, reduce.logsumexp),
     )
 }
 

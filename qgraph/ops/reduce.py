@@ -1,4 +1,4 @@
-"""Reductions over axes, and the ops that run along them: softmax, arg-reductions, cumulative ones."""
+"""Reductions over axes, softmax, and the positions of extremes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ __all__ = [
     "any",
     "argmax",
     "argmin",
-    "cummax",
-    "cummin",
-    "cumprod",
-    "cumsum",
-    "logcumsumexp",
     "logsumexp",
     "max",
     "mean",
@@ -67,12 +62,12 @@ class Reduction(Op):
     axes: tuple[int, ...] = ()
     keepdims: bool = False
     rule: ClassVar[Rule] = staticmethod(same)
-    has_identity: ClassVar[bool] = True  # whether it has a value for no elements
+    of_nothing: ClassVar[str] = "0"  # source of the value for no elements; "" where there is none
 
     def infer(self, x: TensorType) -> TensorType:
         """The shape without `axes`; the dtype by the rule."""
         shape = self.result(x)
-        if not self.has_identity and 0 in (x.shape if self.axes == () else [x.shape[i] for i in self.axes]):
+        if not self.of_nothing and 0 in [x.shape[i] for i in self.axes]:
             raise ShapeError(
                 f"{self.name}: axes {self.axes} of {x.shape} have no elements", fix="reduce axes with elements"
             )
@@ -87,9 +82,9 @@ class Reduction(Op):
         return tuple(s for i, s in enumerate(x.shape) if i not in self.axes)
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """The template; nothing at all for an empty result, which MLX refuses for some reductions."""
-        if outputs[0].size == 0:
-            return f"mx.zeros({outputs[0].shape}, {literal(outputs[0].dtype)})"
+        """The template; the value itself for an operand without elements: MLX's kernels read beyond it."""
+        if inputs[0].size == 0:
+            return f"mx.full({outputs[0].shape}, {self.of_nothing or 0}, {literal(outputs[0].dtype)})"
         text = str(super().emit(operands, inputs, outputs))
         if self.axes or inputs[0].dtype is outputs[0].dtype:
             return text
@@ -106,7 +101,7 @@ def _reduction(
     reference: Callable[..., Any],
     rule: Rule = same,
     flops: int = 1,
-    has_identity: bool = True,
+    of_nothing: str = "0",
 ) -> Callable[..., Array]:
     """Declare the reduction `name` and give its public function."""
 
@@ -121,7 +116,7 @@ def _reduction(
         "rule": staticmethod(rule),
         "mlx": f"mx.{name}({operand_text}, axis={{axes}}, keepdims={{keepdims}})",
         "flops_per_element": flops,
-        "has_identity": has_identity,
+        "of_nothing": of_nothing,
         "__module__": __name__,
     }
     kind = cast(type[Reduction], dataclass(frozen=True)(type(name.title(), (Reduction,), body)))
@@ -182,14 +177,17 @@ def _logsumexp(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     return out if keepdims else np.squeeze(out, axes)
 
 
+NAN = "float('nan')"
 sum = _reduction("sum", "The sum", _sum, accumulating)
-mean = _reduction("mean", "The mean", _mean, floating)
-prod = _reduction("prod", "The product", _prod, accumulating)
-max = _reduction("max", "The largest element", _max, has_identity=False)
-min = _reduction("min", "The smallest element", _min, has_identity=False)
-all = _reduction("all", "Whether every element is nonzero", _all, boolean)
-any = _reduction("any", "Whether some element is nonzero", _any, boolean)
-logsumexp = _reduction("logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10, has_identity=False)
+mean = _reduction("mean", "The mean", _mean, floating, of_nothing=NAN)
+prod = _reduction("prod", "The product", _prod, accumulating, of_nothing="1")
+max = _reduction("max", "The largest element", _max, of_nothing="")
+min = _reduction("min", "The smallest element", _min, of_nothing="")
+all = _reduction("all", "Whether every element is nonzero", _all, boolean, of_nothing="True")
+any = _reduction("any", "Whether some element is nonzero", _any, boolean, of_nothing="False")
+logsumexp = _reduction(
+    "logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10, of_nothing="float('-inf')"
+)
 
 
 @dataclass(frozen=True)
@@ -199,6 +197,7 @@ class Variance(Reduction):
     name = "var"
     mlx = "mx.var({0}, axis={axes}, keepdims={keepdims}, ddof={ddof})"
     rule = staticmethod(real_floating)
+    of_nothing = NAN
     flops_per_element = 4
     ddof: int = 0
 
@@ -344,89 +343,3 @@ def argmin(a: ArrayLike, /, axis: int | None = None, keepdims: bool = False) -> 
     """
     a = operand(a)
     return apply(Argmin(None if axis is None else normalize_axis(axis, len(shape_of(a))), keepdims), a)
-
-
-@dataclass(frozen=True)
-class Cumulative(Op):
-    """Running results along `axis`; not `inclusive`: of the elements before each one."""
-
-    axis: int = 0
-    reverse: bool = False
-    inclusive: bool = True
-    rule: ClassVar[Rule] = staticmethod(same)
-
-    def infer(self, x: TensorType) -> TensorType:
-        """The shape of x."""
-        normalize_axis(self.axis, x.ndim)
-        return TensorType(x.shape, type(self).rule(x.dtype))
-
-    def run(self, x: Any, accumulate: Callable[..., Any], start: Any) -> Any:
-        """`accumulate` along the axis, from the other end and shifted by one as the parameters say."""
-        x = np.moveaxis(np.asarray(x), self.axis, 0)
-        x = x[::-1] if self.reverse else x
-        out = accumulate(x)
-        if not self.inclusive:
-            out = np.concatenate([np.full_like(out[:1], start), out[:-1]])
-        return np.moveaxis(out[::-1] if self.reverse else out, 0, self.axis)
-
-
-def _cumulative(
-    name: str, meaning: str, reference: Callable[[Any], Any], start: Callable[[Any], Any], rule: Rule = same
-) -> Callable[..., Array]:
-    def meaning_in_numpy(self: Cumulative, x: Any) -> Any:
-        return self.run(x, reference, start(np.asarray(x).dtype))
-
-    body = {
-        "name": name,
-        "reference": meaning_in_numpy,
-        "rule": staticmethod(rule),
-        "mlx": f"mx.{name}({{0}}, axis={{axis}}, reverse={{reverse}}, inclusive={{inclusive}})",
-        "__module__": __name__,
-    }
-    kind = cast(type[Cumulative], dataclass(frozen=True)(type(name.title(), (Cumulative,), body)))
-
-    def function(
-        a: ArrayLike, /, axis: int | None = None, *, reverse: bool = False, inclusive: bool = True
-    ) -> Array:
-        from qgraph.ops.shape import flatten
-
-        a = flatten(a) if axis is None else operand(a)
-        return apply(kind(normalize_axis(axis or 0, len(shape_of(a))), reverse, inclusive), a)
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = (
-        f"{meaning} along `axis` (None: of a flattened).\n\n    `reverse` starts at the end; without "
-        f"`inclusive` an element does not count for itself.\n    Source: mlx.core.{name}.\n    "
-    )
-    return frontend(function)
-
-
-def _summing(dtype: DType) -> DType:
-    return I32 if dtype is BOOL else dtype
-
-
-def _lowest(kind: Any) -> Any:
-    return -np.inf if kind.kind == "f" else False if kind == np.bool_ else np.iinfo(kind).min
-
-
-def _highest(kind: Any) -> Any:
-    return np.inf if kind.kind == "f" else True if kind == np.bool_ else np.iinfo(kind).max
-
-
-cumsum = _cumulative(
-    "cumsum",
-    "Running sums",
-    lambda x: np.cumsum(x, 0, np.int32 if x.dtype == np.bool_ else x.dtype),
-    lambda kind: 0,
-    _summing,
-)
-cumprod = _cumulative("cumprod", "Running products", lambda x: np.cumprod(x, 0, x.dtype), lambda kind: 1)
-cummax = _cumulative("cummax", "Running maxima", lambda x: np.maximum.accumulate(x, 0), _lowest)
-cummin = _cumulative("cummin", "Running minima", lambda x: np.minimum.accumulate(x, 0), _highest)
-logcumsumexp = _cumulative(
-    "logcumsumexp",
-    "Running logsumexp",
-    lambda x: np.logaddexp.accumulate(np.asarray(x, np.float64), 0),
-    lambda kind: -np.inf,
-    floating,
-)

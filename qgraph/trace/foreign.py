@@ -37,7 +37,7 @@ def foreign_call(error: Exception) -> TraceError | None:
 
 
 def _refuses_ours(text: str, name: str) -> bool:
-    """Whether it is MLX that refuses, and among the arguments is a traced value, or a list that may hold one."""
+    """Whether it is MLX that refuses, and was given a traced value, or a list that may hold one."""
     given = text.rpartition("Invoked with types:")[2]
     known = name.startswith("__") or any(hasattr(m, name) for m in (mx, *_MODULES.values()))
     return known and ("Tracer" in given or bool(re.search(r"\b(list|tuple|dict)\b", given)))

@@ -172,7 +172,7 @@ class _Reading:
 
 def is_plain_object(x: Any) -> bool:
     """Whether `x` is an argument whose attributes are state, e.g. the `self` of a method."""
-    kind = type(x)
+    kind = cast("type[object]", type(x))
     return kind.__hash__ is object.__hash__ and hasattr(x, "__dict__") and not callable(x)
 
 

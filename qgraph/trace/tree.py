@@ -57,7 +57,7 @@ def _container(tree: Any, kind: Any, spec: list[Any]) -> Any:
     if kind is list or kind is tuple:
         spec += (kind.__name__, len(tree))
         return tree
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+    if hasattr(kind, "_fields") and issubclass(kind, tuple):
         spec += ("namedtuple", kind)
         return tree
     if dataclasses.is_dataclass(kind):
@@ -88,7 +88,7 @@ def typed(value: Any) -> tuple[Any, ...]:
     >>> typed(0.0) == typed(-0.0), typed(1) == typed(True), typed(float("nan")) == typed(float("nan"))
     (False, False, True)
     """
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if kind is float or kind is complex:
         return kind, repr(value), _Exactly(value)
     return kind, value

@@ -65,13 +65,12 @@ def test_any_change_of_meaning_changes_it(old: str, new: str) -> None:
 
 
 def test_a_packing_counts() -> None:
-    digests = {
-        digest(parse_graph(f"graph(%w: {t}) {{\n return %w\n}}"))
-        for t in ("f32[64,64]", "f32[64,64]:affine4g64", "f32[64,64]:affine4g64@-2", "f32[64,64]:affine4g64/bf16",
-                  "f32[64,64]:affine8g64", "f32[64,64]:affine4g32", "f32[64,64]:mxfp4", "f32[64,64]:nvfp4",
-                  "f32[64,64]:nvfp4*", "bf16[64,64]:affine4g64")
-    }  # fmt: skip
-    assert len(digests) == 10
+    packings = ["", ":affine4g64", ":affine4g64@-2", ":affine4g64/bf16", ":affine8g64", ":affine4g32"]
+    types = [f"f32[64,64]{p}" for p in [*packings, ":mxfp4", ":nvfp4", ":nvfp4*"]] + [
+        "bf16[64,64]:affine4g64"
+    ]
+    digests = {digest(parse_graph(f"graph(%w: {t}) {{\n return %w\n}}")) for t in types}
+    assert len(digests) == len(types)
 
 
 def test_it_is_the_same_in_every_process() -> None:
@@ -106,6 +105,12 @@ def test_which_result_of_an_op_is_read_counts() -> None:
     first, second = (Graph([x], builder.add(exp, [v]).outputs, builder) for v in pair.outputs)
     assert digest(first) != digest(second)
     assert digest(Graph([x], pair.outputs, builder)) != digest(Graph([x], pair.outputs[::-1], builder))
+
+
+def test_what_is_an_input_and_what_an_output_counts() -> None:
+    builder = Builder()
+    x, y = (builder.input(n, TensorType((2,), F32)) for n in "xy")
+    assert digest(Graph([x, y], [], builder)) != digest(Graph([x], [y], builder))
 
 
 CONSTANTS = [

@@ -32,7 +32,7 @@ def record(folder: Path, accuracy: float) -> Path:
 
 
 def test_the_shipped_model_answers_as_recorded() -> None:
-    result = run("--problems", 30)
+    result = run("--problems", 50)
     assert result.exit_code == 0, result.output
     assert "The answers are right." in result.stdout
     for shown in ("29 × quantized_matmul", "28 × quantized_lora_matmul", "4 bit + LoRA, subtracting"):

@@ -49,8 +49,8 @@ class Colour(enum.IntEnum):
     RED = 1
 
 
-STATIC = [None, True, False, 0, 1, -1, -2, 0.0, -0.0, 1.0, float("nan"), float("inf"), "", "leaf", "list", "x",
-          b"x", 1j, complex(0, -0.0), mx.float32, Color.RED, Colour.RED, len, int, (), frozenset()]  # fmt: skip
+STATIC = [None, True, False, 0, 1, -1, -2, 0.0, -0.0, 1.0, float("nan"), float("inf"), "", "leaf",
+          b"x", 1j, complex(0, -0.0), mx.float32, Color.RED, Colour.RED, len, int, frozenset()]  # fmt: skip
 
 trees = st.recursive(
     st.sampled_from([A, B, *STATIC]),
