@@ -20,7 +20,7 @@ os.environ["QGRAPH_COMPILE"] = "1"
 import mlx.core as mx
 
 import qgraph as qg
-from qgraph.execute.eager import storage
+from qgraph.execute.eager import stored
 from qgraph.execute.emit import emit
 from qgraph.execute.program import load
 from qgraph.trace.tree import flatten
@@ -29,9 +29,7 @@ from qwen3_types import parameters
 
 SMALL = Config(
     vocab_size=2048,
-    hidden_size=256,
     num_hidden_layers=8,
-    num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=64,
     rms_norm_eps=1e-6,
@@ -77,14 +75,14 @@ def mlp():
 
 
 def decode():
-    params = parameters(SMALL, mx.float32)
+    params = parameters(SMALL, 256, 4, mx.float32)
     cache = make_cache(SMALL, 1, 256, mx.float32)
     tokens, offset = mx.array([[7]]), mx.array(5)
     step = qg.jit(forward)
     args = (params, tokens, cache, offset, SMALL)
     leaves = []
     flatten(args, leaves, [])
-    flat = [a for x in leaves for a in storage(x)]
+    flat = stored(leaves)
     mx.eval(flat)
     # What a person would write by hand: the flat program, its arrays in a row, under mx.compile.
     by_hand = mx.compile(load(emit(step.optimized(*args))))

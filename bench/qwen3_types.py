@@ -9,9 +9,7 @@ from qgraph_examples.qwen3 import Config
 
 QWEN3_8B = Config(
     vocab_size=151936,
-    hidden_size=4096,
     num_hidden_layers=36,
-    num_attention_heads=32,
     num_key_value_heads=8,
     head_dim=128,
     rms_norm_eps=1e-6,
@@ -27,9 +25,9 @@ def packed(rows, columns, dtype):
     return qg.from_quantized(mx.zeros((rows, columns // 8), mx.uint32), scales, scales, bits=4, group_size=64)
 
 
-def parameters(c, dtype=mx.bfloat16, linear=packed):
+def parameters(c, hidden=4096, heads=32, dtype=mx.bfloat16, linear=packed):
     """The tree that `qg.load` gives for a quantized Qwen3 of config `c`."""
-    q, kv, ffn = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, 3 * c.hidden_size
+    q, kv, ffn = heads * c.head_dim, c.num_key_value_heads * c.head_dim, 3 * hidden
 
     def weight(rows, columns):
         return {"weight": linear(rows, columns, dtype)}
@@ -38,7 +36,7 @@ def parameters(c, dtype=mx.bfloat16, linear=packed):
         return {"weight": mx.ones((n,), dtype)}
 
     def layer():
-        h = c.hidden_size
+        h = hidden
         return {
             "input_layernorm": norm(h),
             "post_attention_layernorm": norm(h),
@@ -54,8 +52,8 @@ def parameters(c, dtype=mx.bfloat16, linear=packed):
         }
 
     model = {
-        "embed_tokens": weight(c.vocab_size, c.hidden_size),
+        "embed_tokens": weight(c.vocab_size, hidden),
         "layers": [layer() for _ in range(c.num_hidden_layers)],
-        "norm": norm(c.hidden_size),
+        "norm": norm(hidden),
     }
-    return {"model": model, "lm_head": weight(c.vocab_size, c.hidden_size)}
+    return {"model": model, "lm_head": weight(c.vocab_size, hidden)}

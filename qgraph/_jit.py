@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, overload
 import mlx.core as mx
 
 from qgraph._errors import QGraphError
-from qgraph.execute.eager import EAGER, collect, storage
+from qgraph.execute.eager import EAGER, collect, stored
 from qgraph.execute.program import Program, compiling
 from qgraph.execute.stepper import Stepper
 from qgraph.inspector.inspect import install_jit
@@ -70,7 +70,7 @@ class JitFunction:
         outer: list[Any] = []
         entry = self._entry(args, kwargs, leaves, outer)
         leaves += (outer[c] if type(c) is int else c for c in entry.captures)
-        arrays = entry.program.run(*(a for x in leaves for a in storage(x)))
+        arrays = entry.program.run(*stored(leaves))
         return unflatten(entry.spec, collect(entry.types, arrays))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:

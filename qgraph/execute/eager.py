@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -35,7 +35,7 @@ class Eager:
         refuse_leaks(operands)
         types = tuple(type_of(x) for x in operands)
         run, out = self._program(op, types)
-        arrays = run(*(a for x in operands for a in storage(x)))
+        arrays = run(*stored(operands))
         results = collect(out, arrays)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -57,9 +57,15 @@ class Eager:
         return found
 
 
-def storage(x: mx.array | QuantizedTensor) -> tuple[mx.array, ...]:
-    """The flat arrays of a value, in the order of its type's components."""
-    return x.components() if isinstance(x, QuantizedTensor) else (x,)
+def stored(values: Iterable[mx.array | QuantizedTensor]) -> list[mx.array]:
+    """The flat arrays of values, each in the order of its type's components."""
+    out: list[mx.array] = []
+    for x in values:
+        if isinstance(x, QuantizedTensor):
+            out += x.components()
+        else:
+            out.append(x)
+    return out
 
 
 def collect(types: Sequence[TensorType], arrays: Sequence[mx.array]) -> list[Any]:

@@ -21,7 +21,10 @@ def collapsed(text: str) -> str:
 def inside(scope: str, pattern: str) -> bool:
     """Whether `scope` is, or lies inside, a scope that `pattern` names; stars match within.
 
-    >>> inside("layers.3.attn.q_proj", "layers.*.attn"), inside("layers.31", "layers.3")
+    The outermost parts may be left out.
+
+    >>> inside("model.layers.3.attn.q_proj", "layers.*.attn"), inside("layers.31", "layers.3")
     (True, False)
     """
-    return not pattern or fnmatchcase(scope, pattern) or fnmatchcase(scope, f"{pattern}.*")
+    forms = (pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*")
+    return not pattern or any(fnmatchcase(scope, form) for form in forms)

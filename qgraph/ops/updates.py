@@ -198,25 +198,32 @@ class IndexUpdate(Op):
         a, update = operands[:2]
         if 0 in self.target(inputs[0].shape, [t.shape for t in inputs[2:]]):
             return a  # MLX divides by the size of an update
+        index = self.subscript(operands[2:], inputs)
         if self.kind != "set":
-            return f"{a}.at[{self.subscript(operands[2:], '{}:{}:{}')}].{self.kind}({update})"
-        index = self.subscript(operands[2:], "slice({}, {}, {})")
+            return f"{a}.at[{index}].{self.kind}({update})"
         return f"(copy := mx.array({a})).__setitem__(({index},), {update}) or copy"
 
-    def subscript(self, indices: tuple[str, ...], form: str) -> str:
-        """The index as source; `form` has the places for start, stop and step."""
-        left = iter(indices)
+    def subscript(self, indices: tuple[str, ...], inputs: Types) -> str:
+        """The index as source.
+
+        MLX cannot differentiate a scatter with slices behind the arrays: those become arrays too.
+        """
+        entries = list(self.index)
+        while entries and entries[-1] == (0, inputs[0].shape[len(entries) - 1], 1):
+            entries.pop()
+        first = entries.index("array") if "array" in entries else len(entries)
+        behind = [e for e in entries[first:] if isinstance(e, tuple)]
+        left = zip(indices, inputs[2:], strict=True)
         parts: list[str] = []
-        for e in self.index:
-            if isinstance(e, tuple):
-                # A stop before the first element has no number: -1 would be the last one.
-                start, stop, step = e
-                end: object = stop
-                if step < 0 and stop < 0:
-                    end = None if form.startswith("slice") else ""
-                parts.append(form.format(start, end, step))
+        for i, e in enumerate(entries):
+            if e == "array":
+                name, t = next(left)
+                parts.append(f"mx.reshape({name}, {(*t.shape, *[1] * len(behind))})" if behind else name)
+            elif isinstance(e, tuple) and i > first:
+                after = [1 for x in entries[i + 1 :] if isinstance(x, tuple)]
+                parts.append(f"mx.arange{e}.reshape({(-1, *after)})")
             else:
-                parts.append(next(left) if e == "array" else str(e))
+                parts.append(_slice_text(*e) if isinstance(e, tuple) else str(e))
         return ", ".join(parts) or "..."
 
     def reference(self, a: Any, update: Any, *indices: Any) -> Any:
@@ -238,6 +245,11 @@ class IndexUpdate(Op):
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One operation for every element of the update."""
         return inputs[1].size if self.kind != "set" else 0
+
+
+def _slice_text(start: int, stop: int, step: int) -> str:
+    """A slice as source; a stop before the first element has no number: -1 would be the last one."""
+    return f"slice({start}, {None if step < 0 and stop < 0 else stop}, {step})"
 
 
 class At:

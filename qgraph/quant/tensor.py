@@ -36,6 +36,7 @@ class QuantizedTensor:
 
     __slots__ = (
         "__weakref__",
+        "_components",
         "_type",
         "axis",
         "biases",
@@ -55,6 +56,7 @@ class QuantizedTensor:
     dtype: mx.Dtype
     axis: int
     shape: tuple[int, ...]
+    _components: tuple[mx.array, ...]
     _type: object  # a cache for the layers above; None until they fill it
 
     def __init__(
@@ -90,6 +92,8 @@ class QuantizedTensor:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "shape", _logical_shape(scales, quantization, axis))
         object.__setattr__(self, "_type", None)
+        stored = (packed, scales, biases, global_scale)
+        object.__setattr__(self, "_components", tuple(array for array in stored if array is not None))
 
     @property
     def ndim(self) -> int:
@@ -108,8 +112,7 @@ class QuantizedTensor:
 
     def components(self) -> tuple[mx.array, ...]:
         """The stored arrays: packed, scales, biases if affine, global_scale if there is one."""
-        optional = (self.biases, self.global_scale)
-        return (self.packed, self.scales, *(array for array in optional if array is not None))
+        return self._components
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: programs are keyed by the type of a weight."""

@@ -12,6 +12,7 @@ from qgraph._errors import TraceError
 from qgraph.quant import QuantizedTensor
 
 Leaf = Any
+LARGEST = 4096  # sets of dict keys that are remembered
 Spec = tuple[Any, ...]  # tokens that determine the tree up to its leaves
 
 
@@ -27,48 +28,54 @@ def flatten(tree: Any, leaves: list[Leaf], spec: list[Any]) -> None:
     (1, ['dict', ('w', 'k'), 'leaf', 'tuple', 2, (<class 'int'>, 3), None])
     """
     kind = cast(Any, type(tree))
-    if kind in _ARRAYS or hasattr(tree, "_type"):
+    if kind is dict:
+        names = tuple(tree)
+        spec += ("dict", names if names in _plain_names else _typed_names(names))
+        children: Any = tree.values()
+    elif kind in _ARRAYS or hasattr(tree, "_type"):
         leaves.append(tree)
         spec.append("leaf")
         return
-    children = _container(tree, kind, spec)
-    if children is not None:
-        for child in children:
-            if type(child) in _ARRAYS:  # most children are, and a tree of weights has hundreds
-                leaves.append(child)
-                spec.append("leaf")
-            else:
-                flatten(child, leaves, spec)
-    elif isinstance(tree, mx.array) or hasattr(kind, "__array__"):
-        leaves.append(mx.array(tree))
-        spec.append("leaf")
     else:
-        spec.append(None if tree is None else _static(tree))
+        children = _other(tree, kind, leaves, spec)
+    for child in children:
+        if type(child) in _ARRAYS:  # most children are, and a tree of weights has hundreds
+            leaves.append(child)
+            spec.append("leaf")
+        else:
+            flatten(child, leaves, spec)
 
 
 _ARRAYS = frozenset((mx.array, QuantizedTensor))
+_plain_names: set[tuple[str, ...]] = set()  # keys of dicts that were seen, text all: no need to look again
 
 
-def _container(tree: Any, kind: Any, spec: list[Any]) -> Any:
-    """The children of a container, its tokens appended to `spec`; None for anything else."""
-    if kind is dict:
-        spec += ("dict", _names(tree))
-        return tree.values()
+def _typed_names(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys of a dict as a token: text as it is, all else with its type."""
+    if all(type(name) is str for name in names):
+        if len(_plain_names) < LARGEST:
+            _plain_names.add(names)
+        return names
+    return tuple(name if type(name) is str else typed(name) for name in names)
+
+
+def _other(tree: Any, kind: Any, leaves: list[Leaf], spec: list[Any]) -> Any:
+    """The children of a sequence or a record, its tokens appended; a static value has none."""
     if kind is list or kind is tuple:
         spec += (kind.__name__, len(tree))
         return tree
-    if hasattr(kind, "_fields") and issubclass(kind, tuple):
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         spec += ("namedtuple", kind)
         return tree
     if dataclasses.is_dataclass(kind):
         spec += ("dataclass", kind)
         return [getattr(tree, f.name) for f in dataclasses.fields(kind)]
-    return None
-
-
-def _names(keys: Any) -> tuple[Any, ...]:
-    """The keys of a dict as a token: text as it is, all else with its type."""
-    return tuple(key if type(key) is str else typed(key) for key in keys)
+    if isinstance(tree, mx.array) or hasattr(kind, "__array__"):
+        leaves.append(mx.array(tree))
+        spec.append("leaf")
+    else:
+        spec.append(None if tree is None else _static(tree))
+    return ()
 
 
 def _static(value: Any) -> Any:

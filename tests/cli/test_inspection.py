@@ -183,6 +183,19 @@ def test_the_path_is_left_as_it_was(file: str) -> None:
     assert sys.path == before
 
 
+def test_a_model_folder_is_a_target() -> None:
+    import qgraph_examples
+
+    folder = str(Path(qgraph_examples.__file__).parent / "demo" / "model")
+    text = output("dump", folder, "--summary", "--length", "3")
+    assert "left unquantized   none" in text
+    graph = parse_graph(output("dump", folder))
+    assert graph.find("quantized_matmul")
+    assert not graph.find("dequantize", "dot")
+    assert "dot at qwen3.py:" in output("why", folder, "--at", "layers.0.self_attn")
+    assert "no operation in layers.99 reads" in output("why", folder, "--at", "layers.99")
+
+
 def test_passes_lists_names_meanings_options_and_the_default(file: str) -> None:
     text = output("passes")
     lines = text.splitlines()

@@ -96,6 +96,8 @@ def test_the_numbers_of_layers_collapse_and_others_stay(text: str, expected: str
 
 def test_scopes_by_name_and_by_pattern() -> None:
     assert inside("layers.3.attn", "layers.3")
+    assert inside("model.layers.3.attn", "layers.3")
+    assert not inside("mylayers.3", "layers.3")
     assert inside("layers.3.attn", "layers.*.attn")
     assert inside("anything", "")
     assert not inside("layers.31", "layers.3")
