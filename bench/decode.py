@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from time import process_time as perf_counter
+from time import perf_counter
 
 import click
 import mlx.core as mx
@@ -66,7 +66,7 @@ def run_mlx_lm(model, prompt):
 
 
 def run_qgraph(step, params, config, prompt, dtype):
-    cache = make_cache(config, 1, 128, dtype)
+    cache = make_cache(config, 1, PROMPT + STEPS, dtype)
     start = perf_counter()
     logits, cache = step(params, prompt, cache, mx.array(0), config)
     token = mx.argmax(logits[:, -1:], -1)

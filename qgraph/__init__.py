@@ -3,8 +3,9 @@
 The public names. The functions of arrays are those of `qgraph.ops`, named as in mlx.core.
 """
 
+from typing import TYPE_CHECKING
+
 from qgraph import ir as ir
-from qgraph import lm as lm
 from qgraph import numeric as numeric
 from qgraph import rewrite as rewrite
 from qgraph._errors import CheckpointError as CheckpointError
@@ -37,6 +38,9 @@ from qgraph.rewrite import Scalar as Scalar
 from qgraph.rewrite import any_of as any_of
 from qgraph.rewrite import register as register
 from qgraph.trace.tracer import scope as scope
+
+if TYPE_CHECKING:
+    from qgraph import lm as lm
 
 __version__ = "0.1.0"
 

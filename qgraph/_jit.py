@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial, update_wrapper
 from typing import Any, NamedTuple, overload
@@ -132,7 +134,8 @@ class JitFunction:
                 self._entries.move_to_end(key)
                 return entry
             before = self._surroundings.read([], [], _objects(args))
-            entry = self._compile(args, kwargs, leaves, spec)
+            with collector_paused():
+                entry = self._compile(args, kwargs, leaves, spec)
             self._misses += 1
             after = self._surroundings.read([], [], _objects(args))
             self._surroundings.forget_written(before, after)
@@ -204,6 +207,22 @@ class JitFunction:
 def _objects(args: tuple[Any, ...]) -> list[Any]:
     """The static arguments that have state, e.g. the `self` of a method."""
     return [x for x in args if is_plain_object(x)]
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Keep Python's cycle collector out of a compile.
+
+    A compile makes tens of thousands of objects that stay; looking for garbage among them, and among all
+    that was there before, took a third of its time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Profiles of Hypothesis: the same examples everywhere, unless HYPOTHESIS_PROFILE=explore asks for new ones."""
+"""Hypothesis profiles: the same examples everywhere; HYPOTHESIS_PROFILE=explore draws new ones."""
 
 import os
 

@@ -153,8 +153,11 @@ class Graph:
         """Apply `rebuild(node, new inputs)` to every node, operands first."""
         new: dict[Value, Value] = {}
         for node in self.nodes:
-            results = rebuild(node, tuple(new[v] for v in node.inputs))
-            new.update(zip(node.outputs, results, strict=True))
+            results = rebuild(node, tuple([new[v] for v in node.inputs]))
+            if len(results) == 1:
+                new[node.outputs[0]] = results[0]
+            else:
+                new.update(zip(node.outputs, results, strict=True))
         return self.with_outputs(new[v] for v in self.outputs)
 
     def to_networkx(self) -> nx.MultiDiGraph[Any]:

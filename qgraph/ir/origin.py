@@ -120,15 +120,18 @@ def user_source(depth: int = 2) -> Source:
 
 def merge_origins(origins: list[Origin], step: Step) -> Origin:
     """The origin of what replaced nodes of `origins`: all their lines, their common scope, one step more."""
-    sources: dict[Source, None] = {}
-    steps: dict[Step, None] = {}
-    for origin in origins:
-        sources.update(dict.fromkeys(origin.sources))
-        steps.update(dict.fromkeys(origin.steps))
-    scopes = [o.scope.split(".") for o in origins if o.scope]
+    sources = dict.fromkeys([source for origin in origins for source in origin.sources])
+    steps = dict.fromkeys([step for origin in origins for step in origin.steps])
+    return Origin(tuple(sources), _common({o.scope for o in origins if o.scope}), (*steps, step))
+
+
+def _common(scopes: set[str]) -> str:
+    """The longest path that all scopes begin with."""
+    if len(scopes) < 2:
+        return "".join(scopes)
     common: list[str] = []
-    for parts in zip(*scopes, strict=False):
+    for parts in zip(*(scope.split(".") for scope in scopes), strict=False):
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    return Origin(tuple(sources), ".".join(common), (*steps, step))
+    return ".".join(common)

@@ -16,6 +16,10 @@ from qgraph.ops.arrange import (
 from qgraph.ops.attention import (
     scaled_dot_product_attention,
 )
+from qgraph.ops.blocks import (
+    slice,
+    slice_update,
+)
 from qgraph.ops.creation import (
     arange,
     array,
@@ -36,11 +40,15 @@ from qgraph.ops.elementwise import (
     abs,
     add,
     arccos,
+    arccosh,
     arcsin,
+    arcsinh,
     arctan,
     arctan2,
+    arctanh,
     astype,
     bitwise_and,
+    bitwise_invert,
     bitwise_or,
     bitwise_xor,
     ceil,
@@ -64,9 +72,9 @@ from qgraph.ops.elementwise import (
     less,
     less_equal,
     log,
-    log10,
     log1p,
     log2,
+    log10,
     logaddexp,
     logical_and,
     logical_not,
@@ -96,7 +104,6 @@ from qgraph.ops.elementwise import (
     where,
 )
 from qgraph.ops.indexing import (
-    slice,
     take,
     take_along_axis,
 )
@@ -180,7 +187,6 @@ from qgraph.ops.sorting import (
 )
 from qgraph.ops.updates import (
     put_along_axis,
-    slice_update,
 )
 
 __all__ = [
@@ -191,9 +197,12 @@ __all__ = [
     "any",
     "arange",
     "arccos",
+    "arccosh",
     "arcsin",
+    "arcsinh",
     "arctan",
     "arctan2",
+    "arctanh",
     "argmax",
     "argmin",
     "argpartition",
@@ -204,6 +213,7 @@ __all__ = [
     "atleast_2d",
     "atleast_3d",
     "bitwise_and",
+    "bitwise_invert",
     "bitwise_or",
     "bitwise_xor",
     "broadcast_arrays",
@@ -252,9 +262,9 @@ __all__ = [
     "less_equal",
     "linspace",
     "log",
-    "log10",
     "log1p",
     "log2",
+    "log10",
     "logaddexp",
     "logcumsumexp",
     "logical_and",

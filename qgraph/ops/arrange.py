@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -54,10 +54,18 @@ class Pad(Op):
         if self.mode not in MODES:
             raise DTypeError(f"pad: no mode {self.mode!r}", fix=f"use {', '.join(MODES)}")
         if len(self.width) != a.ndim or any(w < 0 for pair in self.width for w in pair):
-            raise ShapeError(f"pad: widths {self.width} for an array {a.shape}", fix="(before, after) >= 0 per axis")
-        if len(value) != (self.mode == "constant") or any(v.size != 1 or v.dtype is not a.dtype for v in value):
-            raise DTypeError(f"pad: a value of {', '.join(map(str, value))} in {a.dtype}", fix="one number of a's dtype")
-        if self.mode != "constant" and any(n == 0 and any(w) for n, w in zip(a.shape, self.width, strict=True)):
+            raise ShapeError(
+                f"pad: widths {self.width} for an array {a.shape}", fix="(before, after) >= 0 per axis"
+            )
+        if len(value) != (self.mode == "constant") or any(
+            v.size != 1 or v.dtype is not a.dtype for v in value
+        ):
+            raise DTypeError(
+                f"pad: a value of {', '.join(map(str, value))} in {a.dtype}", fix="one number of a's dtype"
+            )
+        if self.mode != "constant" and any(
+            n == 0 and any(w) for n, w in zip(a.shape, self.width, strict=True)
+        ):
             raise ShapeError(f"pad: mode {self.mode!r} has nothing to repeat in {a.shape}")
         sizes = (n + sum(w) for n, w in zip(a.shape, self.width, strict=True))
         return TensorType(tuple(sizes), a.dtype)
@@ -66,13 +74,16 @@ class Pad(Op):
         """`mx.pad`."""
         if not self.width:
             return f"mx.reshape({operands[0]}, ())"
-        value = f", constant_values=mx.reshape({operands[1]}, ())" if len(operands) > 1 else ""
-        return f"mx.pad({operands[0]}, {list(self.width)}, mode={self.mode!r}{value})"
+        a, *values = operands
+        value = "".join(f", constant_values=mx.reshape({v}, ())" for v in values)
+        width = list(self.width)
+        return f"mx.pad({a}, {width}, mode={self.mode!r}{value})"
 
     def reference(self, a: Any, *value: Any) -> Any:
         """NumPy's pad."""
         if not value:
-            return np.pad(a, self.width, self.mode)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            how: Any = self.mode
+            return np.pad(a, self.width, how)
         return np.pad(a, self.width, constant_values=np.reshape(value[0], ())) if self.width else a
 
 
@@ -100,13 +111,15 @@ def pad(
 def _widths(given: int | Sequence[Any], ndim: int) -> tuple[tuple[int, int], ...]:
     if isinstance(given, int):
         return ((given, given),) * ndim
-    rows = [tuple(row) if isinstance(row, Sequence) else row for row in given]
+    rows: list[Any] = list(given)
     if all(isinstance(row, int) for row in rows) and len(rows) in (1, 2):
-        return ((cast(int, rows[0]), cast(int, rows[-1])),) * ndim
-    pairs = [cast("tuple[int, ...]", row if isinstance(row, tuple) else (row, row)) for row in rows]
+        return ((rows[0], rows[-1]),) * ndim
+    pairs: list[tuple[int, ...]] = [(row,) if isinstance(row, int) else tuple(row) for row in rows]
     pairs = pairs * ndim if len(pairs) == 1 else pairs
     if len(pairs) != ndim or any(len(pair) not in (1, 2) for pair in pairs):
-        raise ShapeError(f"pad: {len(pairs)} widths for an array of rank {ndim}", fix="(before, after) per axis")
+        raise ShapeError(
+            f"pad: {len(pairs)} widths for an array of rank {ndim}", fix="(before, after) per axis"
+        )
     return tuple((pair[0], pair[-1]) for pair in pairs)
 
 
@@ -123,7 +136,9 @@ def tile(a: ArrayLike, reps: int | Sequence[int], /) -> Array:
         return reshape(a, shape)
     split_shape = [n for r, s in zip(counts, shape, strict=True) for n in ((1, s) if r != 1 else (s,))]
     wide = [n for r, s in zip(counts, shape, strict=True) for n in ((r, s) if r != 1 else (s,))]
-    return reshape(broadcast_to(reshape(a, split_shape), wide), [r * s for r, s in zip(counts, shape, strict=True)])
+    return reshape(
+        broadcast_to(reshape(a, split_shape), wide), [r * s for r, s in zip(counts, shape, strict=True)]
+    )
 
 
 def repeat(array: ArrayLike, repeats: int, axis: int | None = None) -> Array:
@@ -136,7 +151,9 @@ def repeat(array: ArrayLike, repeats: int, axis: int | None = None) -> Array:
     if repeats < 0:
         raise ShapeError(f"repeat: repeats={repeats}", fix="use repeats >= 0")
     wide = [*shape[: i + 1], repeats, *shape[i + 1 :]]
-    return reshape(broadcast_to(expand_dims(a, i + 1), wide), [*shape[:i], shape[i] * repeats, *shape[i + 1 :]])
+    return reshape(
+        broadcast_to(expand_dims(a, i + 1), wide), [*shape[:i], shape[i] * repeats, *shape[i + 1 :]]
+    )
 
 
 def roll(a: ArrayLike, shift: int | Sequence[int], axis: int | Sequence[int] | None = None, /) -> Array:
@@ -194,9 +211,7 @@ def meshgrid(*arrays: ArrayLike, sparse: bool = False, indexing: str = "xy") -> 
     order = list(range(len(given)))
     if indexing == "xy":
         order[:2] = order[:2][::-1]
-    grids = [
-        reshape(a, [-1 if axis == i else 1 for axis in order]) for i, a in enumerate(given)
-    ]
+    grids = [reshape(a, [-1 if axis == i else 1 for axis in order]) for i, a in enumerate(given)]
     return tuple(grids if sparse else broadcast_arrays(*grids))
 
 

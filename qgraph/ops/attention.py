@@ -11,11 +11,14 @@ import numpy as np
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
 from qgraph.ir.op import Op, Operand, Types
-from qgraph.ir.types import TensorType, broadcast_shapes
+from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.nn import check_float
 
 __all__ = ["scaled_dot_product_attention"]
+
+
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class Attention(Op):
             self._check_mask(rest[0], (*q.shape[:3], k.shape[2]))
         for t in rest:
             if promote(t.dtype, dtype) is not dtype:
-                raise DTypeError(f"{self.name}: a mask or sinks of {t.dtype} with {dtype}", fix=f"cast to {dtype}")
+                raise DTypeError(
+                    f"{self.name}: a mask or sinks of {t.dtype} with {dtype}", fix=f"cast to {dtype}"
+                )
         if self.sinks and rest[-1].shape != q.shape[1:2]:
-            raise ShapeError(f"{self.name}: sinks {rest[-1].shape}", fix=f"give one for each of {q.shape[1]} heads")
+            raise ShapeError(
+                f"{self.name}: sinks {rest[-1].shape}", fix=f"give one for each of {q.shape[1]} heads"
+            )
         return TensorType((*q.shape[:3], v.shape[3]), dtype)
 
     def _check_shapes(self, q: TensorType, k: TensorType, v: TensorType) -> None:
@@ -51,18 +58,25 @@ class Attention(Op):
             check_float(self.name, t)
             if t.ndim != 4 or t.shape[0] != q.shape[0]:
                 raise ShapeError(
-                    f"{self.name}: q {q.shape}, k {k.shape}, v {v.shape}", fix="give (batch, heads, length, features)"
+                    f"{self.name}: q {q.shape}, k {k.shape}, v {v.shape}",
+                    fix="give (batch, heads, length, features)",
                 )
         if q.shape[3] != k.shape[3] or k.shape[1:3] != v.shape[1:3]:
             raise ShapeError(f"{self.name}: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
         if not k.shape[1] or q.shape[1] % k.shape[1]:
             raise ShapeError(f"{self.name}: {q.shape[1]} heads are no multiple of {k.shape[1]} key heads")
         if not k.shape[2]:
-            raise ShapeError(f"{self.name}: there are no keys, {k.shape}", fix="attend to at least one position")
+            raise ShapeError(
+                f"{self.name}: there are no keys, {k.shape}", fix="attend to at least one position"
+            )
 
     def _check_mask(self, mask: TensorType, scores: tuple[int, ...]) -> None:
-        if mask.ndim > 4 or broadcast_shapes(mask.shape, scores) != scores:
-            raise ShapeError(f"{self.name}: a mask {mask.shape} does not broadcast to {scores}")
+        sizes = zip(mask.shape[::-1], scores[::-1], strict=False)
+        if mask.ndim > 4 or any(m not in (1, s) for m, s in sizes):
+            raise ShapeError(
+                f"{self.name}: a mask {mask.shape} does not broadcast to {scores}",
+                fix="make it (batch, heads, length of q, length of k), or 1 on some axes",
+            )
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.fast.scaled_dot_product_attention`."""
@@ -87,11 +101,12 @@ class Attention(Op):
             return (e / (total if extra is None else total + np.exp(extra - top))) @ v
 
     def _masked(self, scores: Any, rest: list[Any]) -> Any:
+        mask: Any
         if self.mask is None:
             return scores
         if self.mask == "causal":
             length, keys = scores.shape[-2:]
-            mask = np.arange(keys) <= np.arange(length)[:, None] + keys - length
+            mask = _np.arange(keys) <= _np.arange(length)[:, None] + keys - length
         else:
             mask = rest.pop(0)
         if mask.dtype == np.bool_:
@@ -122,7 +137,9 @@ def scaled_dot_product_attention(
     Shape: (batch, heads, length of q, features of v).  Source: mlx.core.fast.scaled_dot_product_attention.
     """
     if isinstance(mask, str) and mask != "causal":
-        raise ShapeError(f"scaled_dot_product_attention: no mask {mask!r}", fix='use None, "causal" or an array')
+        raise ShapeError(
+            f"scaled_dot_product_attention: no mask {mask!r}", fix='use None, "causal" or an array'
+        )
     kind = mask if mask is None or isinstance(mask, str) else "array"
     rest = ([operand(mask)] if kind == "array" else []) + ([] if sinks is None else [operand(sinks)])
     op = Attention(float(scale), kind, sinks is not None)

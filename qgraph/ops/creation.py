@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qgraph._errors import DTypeError, ShapeError
+from qgraph._errors import DTypeError, ShapeError, TraceError
 from qgraph.ir.dtypes import BOOL, F32, I32, I64, DType, dtype_of
 from qgraph.ir.op import Constant, Op
 from qgraph.ir.types import TensorType
@@ -66,20 +66,26 @@ def array(val: Any, dtype: mx.Dtype | None = None) -> Array:
         given = np.asarray(val)
     except ValueError:
         raise ShapeError("array: a ragged list", fix="make all rows equally long") from None
+    except TraceError:
+        raise DTypeError("array: a list with traced values", fix="join them with qg.stack") from None
     if given.dtype.kind not in "biuf":
-        raise DTypeError(f"array: cannot read {type(val).__name__}", fix="join traced values with qg.stack")
+        raise DTypeError(f"array: cannot read {type(val).__name__}", fix="pass numbers")
     if given.size > LARGEST_CONSTANT:
         return astype(mx.array(val), dtype) if dtype is not None else mx.array(val)
-    kind = _dtype_of_numpy(given) if dtype is None else dtype_of(dtype)
+    kind = (
+        _dtype_of_numpy(given, isinstance(val, (np.ndarray, np.generic)))
+        if dtype is None
+        else dtype_of(dtype)
+    )
     cast = {"b": bool, "i": int, "f": float}[{"bool": "b"}.get(kind.name, "f" if kind.is_float else "i")]
     return apply(Constant(tuple(cast(x) for x in given.ravel().tolist()), given.shape, kind))
 
 
-def _dtype_of_numpy(x: np.ndarray[Any, Any]) -> DType:
-    """As MLX reads Python numbers and NumPy arrays: float32, and int32 where int64 is not needed."""
+def _dtype_of_numpy(x: np.ndarray[Any, Any], typed: bool) -> DType:
+    """As MLX reads NumPy arrays (`typed`) and Python numbers, which are int32 where int64 is not needed."""
     if x.dtype.kind == "f":
         return {2: dtype_of(mx.float16)}.get(x.dtype.itemsize, F32)
-    if x.dtype == np.int64:
+    if x.dtype == np.int64 and not typed:
         return I64 if x.size and max(abs(int(x.min())), abs(int(x.max()))) >= 2**31 else I32
     return BOOL if x.dtype == np.bool_ else DType.all[f"{x.dtype.kind}{8 * x.dtype.itemsize}"]
 
@@ -155,7 +161,9 @@ def arange(
     by = 1 if step is None else step
     numbers = (low, high, by)
     if not all(isinstance(x, (int, float)) for x in numbers):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise DTypeError("arange: the limits must be Python numbers: they decide a shape", fix="use ints or floats")
+        raise DTypeError(
+            "arange: the limits must be Python numbers: they decide a shape", fix="use ints or floats"
+        )
     if by == 0:
         raise ShapeError("arange: the step is 0")
     if dtype is not None:
@@ -209,7 +217,7 @@ class Eye(Op):
     dtype: DType = F32
 
     def infer(self) -> TensorType:
-        """n rows of m."""
+        """N rows of m."""
         return TensorType((self.n, self.m), self.dtype)
 
     def reference(self) -> Any:
@@ -229,9 +237,14 @@ class Tri(Eye):
         return np.tri(self.n, self.m, self.k, numpy_dtype(self.dtype))
 
 
+def _matrix(kind: type[Eye], n: int, m: int | None, k: int, dtype: mx.Dtype) -> Array:
+    rows, columns = _shape((n, n if m is None else m))
+    return apply(kind(rows, columns, k, dtype_of(dtype)))
+
+
 def eye(n: int, m: int | None = None, k: int = 0, dtype: mx.Dtype = mx.float32) -> Array:
     """Ones on the diagonal `k` of an (n, m) matrix of zeros.  Source: mlx.core.eye."""
-    return apply(Eye(*_shape((n, n if m is None else m)), k, dtype_of(dtype)))
+    return _matrix(Eye, n, m, k, dtype)
 
 
 def identity(n: int, dtype: mx.Dtype = mx.float32) -> Array:
@@ -241,7 +254,7 @@ def identity(n: int, dtype: mx.Dtype = mx.float32) -> Array:
 
 def tri(n: int, m: int | None = None, k: int = 0, dtype: mx.Dtype = mx.float32) -> Array:
     """Ones on and below the diagonal `k`.  Source: mlx.core.tri."""
-    return apply(Tri(*_shape((n, n if m is None else m)), k, dtype_of(dtype)))
+    return _matrix(Tri, n, m, k, dtype)
 
 
 def tril(x: ArrayLike, k: int = 0) -> Array:

@@ -136,10 +136,10 @@ def operand(x: ArrayLike, like: DType | None = None) -> Any:
 
     int: the array's dtype (i32 next to bool); float: the array's if that is a float, else f32.
     """
+    if hasattr(x, "_type") or isinstance(x, (mx.array, QuantizedTensor)):
+        return x
     if isinstance(x, Scalar):
         return apply(Constant((x,), (), _weak_dtype(x, like)))
-    if isinstance(x, (mx.array, QuantizedTensor)) or hasattr(x, "_type"):
-        return x
     if hasattr(x, "__array__") or isinstance(x, (list, tuple)):
         return mx.array(x)  # pyright: ignore[reportUnknownArgumentType]
     raise DTypeError(

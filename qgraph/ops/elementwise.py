@@ -15,6 +15,7 @@ from qgraph.ir.op import Op, Types
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, frontend_of, operand, operands, type_of
 
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
 Rule = Callable[[DType], DType]
 
 
@@ -43,6 +44,17 @@ class Elementwise(Op):
         dtype = type(self).rule(promote(*(t.dtype for t in types)))
         return TensorType(broadcast_shapes(*(t.shape for t in types)), dtype)
 
+    # No parameters: an op is its class. (As a dataclass each of the sixty would cost half a millisecond of
+    # the import, and all would have one hash.)
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an op is immutable; cannot set {name!r}")
+
 
 def _declare(name: str, reference: Callable[..., Any], rule: Rule, **flags: object) -> Op:
     """Make the op class of `name` and its one instance."""
@@ -50,7 +62,7 @@ def _declare(name: str, reference: Callable[..., Any], rule: Rule, **flags: obje
     mlx = flags.pop("mlx", None) or f"mx.{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
     body = {"name": name, "reference": staticmethod(reference), "rule": staticmethod(rule), "mlx": mlx}
     kind = type(f"{name.title().replace('_', '')}", (Elementwise,), {**body, **flags, "__module__": __name__})
-    return cast(Op, dataclass(frozen=True)(kind)())
+    return cast(Op, kind())
 
 
 def _unary(
@@ -91,23 +103,41 @@ def _documented(function: Callable[..., Array], name: str, meaning: str, args: s
     return frontend(function)
 
 
-def _exact_gelu(x: Any) -> Any:  # noqa: ANN401
+def _exact_gelu(x: Any) -> Any:
     return x * 0.5 * (1 + _erf(x / math.sqrt(2)))
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def _sigmoid(x: Any) -> Any:  # noqa: ANN401
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+def _sigmoid(x: Any) -> Any:
+    return _np.where(
+        x >= 0, 1 / (1 + _np.exp(-_np.abs(x))), _np.exp(-_np.abs(x)) / (1 + _np.exp(-_np.abs(x)))
+    )
 
 
-def _round_half_even(x: Any) -> Any:  # noqa: ANN401
-    return np.round(x)
+def _silu(x: Any) -> Any:
+    return x * _sigmoid(x)
 
 
-def _quotient(a: Any, b: Any) -> Any:  # noqa: ANN401
-    return np.true_divide(a, b)
+def _relu(x: Any) -> Any:
+    return np.maximum(x, 0)
+
+
+def _rsqrt(x: Any) -> Any:
+    return 1 / np.sqrt(x)
+
+
+def _reciprocal(x: Any) -> Any:
+    return 1 / np.asarray(x, np.float64)
+
+
+def _round_half_even(x: Any) -> Any:
+    return _np.round(x)
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    return _np.true_divide(a, b)
 
 
 negative = _unary("negative", "-a", np.negative, same)
@@ -124,8 +154,8 @@ log2 = _unary("log2", "Logarithm to base 2", np.log2, flops=8)
 log10 = _unary("log10", "Logarithm to base 10", np.log10, flops=8)
 log1p = _unary("log1p", "log(1 + a), exact near 0", np.log1p, flops=8)
 sqrt = _unary("sqrt", "Square root", np.sqrt)
-rsqrt = _unary("rsqrt", "1 / sqrt(a)", lambda x: 1 / np.sqrt(x), flops=2)
-reciprocal = _unary("reciprocal", "1 / a", lambda x: 1 / np.asarray(x, np.float64))
+rsqrt = _unary("rsqrt", "1 / sqrt(a)", _rsqrt, flops=2)
+reciprocal = _unary("reciprocal", "1 / a", _reciprocal)
 sin = _unary("sin", "Sine", np.sin, flops=8)
 cos = _unary("cos", "Cosine", np.cos, flops=8)
 tan = _unary("tan", "Tangent", np.tan, flops=8)
@@ -135,9 +165,12 @@ arctan = _unary("arctan", "Inverse tangent", np.arctan, flops=8)
 sinh = _unary("sinh", "Hyperbolic sine", np.sinh, flops=8)
 cosh = _unary("cosh", "Hyperbolic cosine", np.cosh, flops=8)
 tanh = _unary("tanh", "Hyperbolic tangent", np.tanh, flops=8)
+arcsinh = _unary("arcsinh", "Inverse hyperbolic sine", np.arcsinh, flops=8)
+arccosh = _unary("arccosh", "Inverse hyperbolic cosine", np.arccosh, flops=8)
+arctanh = _unary("arctanh", "Inverse hyperbolic tangent", np.arctanh, flops=8)
 erf = _unary("erf", "Error function", _erf, flops=8)
 sigmoid = _unary("sigmoid", "1 / (1 + exp(-a))", _sigmoid, flops=10)
-silu = _unary("silu", "a * sigmoid(a)", lambda x: x * _sigmoid(x), flops=11, mlx="({0} * mx.sigmoid({0}))")
+silu = _unary("silu", "a * sigmoid(a)", _silu, flops=11, mlx="({0} * mx.sigmoid({0}))")
 gelu = _unary(
     "gelu",
     "a * Phi(a), exact",
@@ -145,7 +178,8 @@ gelu = _unary(
     flops=12,
     mlx="({0} * (1 + mx.erf({0} / 1.4142135623730951)) / 2)",
 )
-relu = _unary("relu", "max(a, 0)", lambda x: np.maximum(x, 0), same, mlx="mx.maximum({0}, 0)")
+relu = _unary("relu", "max(a, 0)", _relu, same, mlx="mx.maximum({0}, 0)")
+bitwise_invert = _unary("bitwise_invert", "Every bit inverted", np.invert, same)
 logical_not = _unary("logical_not", "Whether a is zero", np.logical_not, boolean)
 isnan = _unary("isnan", "Whether a is NaN", np.isnan, boolean)
 isinf = _unary("isinf", "Whether a is infinite", np.isinf, boolean)
@@ -221,13 +255,13 @@ class Cast(Op):
             return f"a cast to {self.dtype} needs the numbers themselves"
         return x.packing
 
-    def emit(self, operands: Any, inputs: Types, outputs: Types) -> Any:  # noqa: ANN401
+    def emit(self, operands: Any, inputs: Types, outputs: Types) -> Any:
         """Nothing to do for a packed value."""
         if outputs[0].packing is not None:
             return operands[0]
         return super().emit(operands, inputs, outputs)
 
-    def reference(self, x: Any) -> Any:  # noqa: ANN401
+    def reference(self, x: Any) -> Any:
         """Truncation to integers; the float dtypes are all float64 in the reference."""
         if self.dtype.is_float:
             return np.asarray(x, np.float64)
@@ -235,7 +269,7 @@ class Cast(Op):
 
 
 @frontend_of("cast")
-def astype(a: ArrayLike, dtype: Any) -> Array:  # noqa: ANN401
+def astype(a: ArrayLike, dtype: Any) -> Array:
     """`a` as `dtype` (an mx.Dtype).  A quantized value stays packed between float dtypes.
 
     Source: mlx.core.array.astype.

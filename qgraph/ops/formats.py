@@ -12,6 +12,7 @@ import numpy as np
 
 from qgraph.quant.scheme import Quantization
 
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
 Numbers = np.ndarray[Any, Any]
 
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # the magnitudes of 4-bit floats
@@ -26,13 +27,15 @@ def round_to_grid(w: Numbers, q: Quantization, global_scale: Any = None) -> Numb
     Shape: w's, the last axis in whole groups.  Exact for float32 weights, up to the rounding of a weight
     that lies halfway between two numbers of the grid.  Source: mlx.core.quantize, mlx.core.dequantize.
 
-    >>> round_to_grid(np.linspace(-1, 1, 32)[None], Quantization(bits=2, group_size=32)).round(3)[0, ::8]
-    array([-1.   , -0.333,  0.333,  0.333])
+    >>> round_to_grid(np.linspace(0, 3, 32)[None], Quantization(bits=2, group_size=32))[0, ::8]
+    array([0., 1., 2., 2.])
     """
     groups = np.asarray(w, np.float32).reshape(*w.shape[:-1], -1, q.group_size)
     if q.mode == "affine":
         return _affine(groups, q.bits).reshape(w.shape)
-    encode = 1.0 if global_scale is None else float(np.float32(GLOBAL_SCALE_DIVISOR) / np.float32(global_scale))
+    encode = (
+        1.0 if global_scale is None else float(np.float32(GLOBAL_SCALE_DIVISOR) / np.float32(global_scale))
+    )
     largest = np.abs(groups).max(-1, keepdims=True)
     if q.mode == "nvfp4":
         scale = e4m3(largest / np.float32(6) * np.float32(encode)) / encode
@@ -43,20 +46,20 @@ def round_to_grid(w: Numbers, q: Quantization, global_scale: Any = None) -> Numb
     return (scale * (e4m3(scaled) if q.mode == "mxfp8" else e2m1(scaled))).reshape(w.shape)
 
 
-def _affine(w: Numbers, bits: int) -> Numbers:
+def _affine(w: Any, bits: int) -> Any:
     """Steps from the end of larger magnitude, moved so that 0 is on the grid."""
     steps = np.float32(2**bits - 1)
     high, low = w.max(-1, keepdims=True), w.min(-1, keepdims=True)
     from_low = np.abs(low) > np.abs(high)
-    scale = np.maximum((high - low) / steps, np.float32(1e-7))
+    step = np.maximum((high - low) / steps, np.float32(1e-7))
     if bits == 1:  # two numbers: the lowest and the highest
-        return low + scale.astype(np.float64) * np.clip(np.rint((w - low) / scale), 0, 1)
-    scale = np.where(from_low, scale, -scale)
-    edge = np.where(from_low, low, high)
-    q0 = np.rint(edge / scale)
-    scale = np.where(q0 != 0, edge / np.where(q0 != 0, q0, np.float32(1)), scale)
-    bias = np.where(q0 != 0, edge, np.float32(0))
-    codes = np.clip(np.rint((w - bias) / scale), 0, steps)
+        return low + step.astype(np.float64) * np.clip(np.rint((w - low) / step), 0, 1)
+    scale: Any = _np.where(from_low, step, -step)
+    edge: Any = _np.where(from_low, low, high)
+    q0 = _np.rint(edge / scale)
+    scale = _np.where(q0 != 0, edge / np.where(q0 != 0, q0, np.float32(1)), scale)
+    bias = _np.where(q0 != 0, edge, np.float32(0))
+    codes = _np.clip(_np.rint((w - bias) / scale), 0, steps)
     return scale.astype(np.float64) * codes + bias
 
 

@@ -1,4 +1,4 @@
-"""Reading by index: take and its kin, dynamic slices, and the subscript ``x[index]``.
+"""Reading by index: take and its kin, and the subscript ``x[index]``.
 
 Ints and slices become a static `slice` (a view); integer arrays become `take` or `gather`. Indices count
 from the end when negative. What an array of indices holds is known only when the program runs: there, as
@@ -8,7 +8,6 @@ in MLX, an index out of range is undefined; one that is written in the code is c
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import index as as_index
@@ -26,7 +25,6 @@ from qgraph.ops.dispatch import (
     ArrayLike,
     apply,
     frontend,
-    frontend_of,
     operand,
     shape_of,
     type_of,
@@ -35,7 +33,7 @@ from qgraph.ops.shape import flatten, moveaxis, reshape, slice_ranges
 
 LARGEST_CONSTANT = 1024  # elements of a written-out index that become part of the program
 
-__all__ = ["getitem", "slice", "take", "take_along_axis"]
+__all__ = ["getitem", "take", "take_along_axis"]
 
 
 def check_indices(op: str, t: TensorType) -> None:
@@ -59,7 +57,9 @@ class Take(Op):
         check_indices(self.name, indices)
         axis = normalize_axis(self.axis, a.ndim)
         if a.shape[axis] == 0 and indices.size:
-            raise ShapeError(f"take: axis {axis} of {a.shape} is empty", fix="take from an axis with elements")
+            raise ShapeError(
+                f"take: axis {axis} of {a.shape} is empty", fix="take from an axis with elements"
+            )
         return TensorType((*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :]), a.dtype)
 
     def reference(self, a: Any, indices: Any) -> Any:
@@ -112,9 +112,7 @@ class TakeAlongAxis(Op):
         """NumPy's take_along_axis, on broadcast arrays."""
         rest = np.broadcast_shapes(_without(a.shape, self.axis), _without(indices.shape, self.axis))
         axis = self.axis % a.ndim
-        a, indices = (
-            np.broadcast_to(x, (*rest[:axis], x.shape[axis], *rest[axis:])) for x in (a, indices)
-        )
+        a, indices = (np.broadcast_to(x, (*rest[:axis], x.shape[axis], *rest[axis:])) for x in (a, indices))
         return np.take_along_axis(a, indices.astype(np.int64), self.axis)
 
 
@@ -152,7 +150,9 @@ class Gather(Op):
         for t in indices:
             check_indices(self.name, t)
         if len(indices) != len(self.axes) or not all(0 <= x < a.ndim for x in self.axes):
-            raise ShapeError(f"gather: {len(indices)} arrays of indices for the axes {self.axes} of {a.shape}")
+            raise ShapeError(
+                f"gather: {len(indices)} arrays of indices for the axes {self.axes} of {a.shape}"
+            )
         common = broadcast_shapes(*(t.shape for t in indices))
         if prod(common) and any(a.shape[x] == 0 for x in self.axes):
             raise ShapeError(f"gather: an axis of {self.axes} of {a.shape} is empty")
@@ -174,73 +174,6 @@ class Gather(Op):
         """NumPy's indexing by arrays."""
         given = dict(zip(self.axes, indices, strict=True))
         return a[tuple(given.get(i, builtins.slice(None)) for i in range(np.ndim(a)))]
-
-
-@dataclass(frozen=True)
-class DynamicSlice(Op):
-    """A block of static size that begins where an array of indices says.
-
-    A start too far is moved back until the block fits, so that no other memory is read.
-    """
-
-    name = "dynamic_slice"
-    flops_per_element = 0
-    axes: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-
-    def infer(self, a: TensorType, start: TensorType) -> TensorType:
-        """`sizes` is the shape of the result."""
-        check_block(self.name, a, start, self.axes, self.sizes)
-        return TensorType(self.sizes, a.dtype)
-
-    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """`mx.slice` from clamped starts."""
-        start = clamped(operands[1], inputs[0].shape, self.axes, self.sizes)
-        return f"mx.slice({operands[0]}, {start}, {self.axes}, {self.sizes})"
-
-    def reference(self, a: Any, start: Any) -> Any:
-        """A subscript by slices from the clamped starts."""
-        return a[block(a.shape, start, self.axes, self.sizes)]
-
-
-def check_block(op: str, a: TensorType, start: TensorType, axes: Shape, sizes: Shape) -> None:
-    """Refuse a block that does not fit into `a`."""
-    check_indices(op, start)
-    if start.shape not in ((len(axes),), ()) or (start.shape == () and len(axes) != 1):
-        raise ShapeError(f"{op}: starts of shape {start.shape} for {len(axes)} axes", fix="one start per axis")
-    if len(set(axes)) != len(axes) or not all(0 <= x < a.ndim for x in axes):
-        raise ShapeError(f"{op}: axes {axes} of an array of rank {a.ndim}", fix="name every axis once")
-    if len(sizes) != a.ndim or any(not 0 <= s <= n for s, n in zip(sizes, a.shape, strict=False)):
-        raise ShapeError(f"{op}: a block of {sizes} in an array of {a.shape}", fix="make the block fit")
-
-
-def clamped(start: str, shape: Shape, axes: Shape, sizes: Shape) -> str:
-    """Source of the starts, limited so that the block fits: MLX would read or write past the end."""
-    limits = [shape[x] - sizes[x] for x in axes]
-    limit = str(limits[0]) if len(limits) == 1 else f"mx.array({limits})"
-    return f"mx.clip({start}, 0, {limit}).astype(mx.int32)"
-
-
-def block(shape: Shape, start: Any, axes: Shape, sizes: Shape) -> tuple[builtins.slice, ...]:
-    """The subscript of a block in the reference."""
-    begin = dict(zip(axes, np.ravel(start).tolist(), strict=True))
-    out: list[builtins.slice] = []
-    for i, (n, size) in enumerate(zip(shape, sizes, strict=True)):
-        low = builtins.max(0, builtins.min(begin.get(i, 0), n - size))
-        out.append(builtins.slice(low, low + size))
-    return tuple(out)
-
-
-@frontend_of("dynamic_slice")
-def slice(a: ArrayLike, start_indices: ArrayLike, axes: Sequence[int], slice_size: Sequence[int]) -> Array:
-    """The block of shape `slice_size` that begins at `start_indices` along `axes` (elsewhere at 0).
-
-    A start at which the block does not fit is moved until it does (MLX would read other memory).
-    Shape: slice_size.  Source: mlx.core.slice.
-    """
-    a = operand(a)
-    normal = tuple(normalize_axis(x, len(shape_of(a))) for x in axes)
-    return apply(DynamicSlice(normal, tuple(slice_size)), a, index_operand(start_indices))
 
 
 def index_operand(indices: ArrayLike, size: int | None = None, axis: int = 0) -> Any:
@@ -277,6 +210,10 @@ def _constant(indices: np.ndarray[Any, Any], size: int | None, axis: int) -> Any
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, (mx.array, np.ndarray)) or hasattr(x, "_type")
+
+
+def _is(x: Any, kind: type) -> bool:
+    return isinstance(x, kind)
 
 
 class Subscript:
@@ -328,9 +265,9 @@ class Subscript:
 def _entry(i: Any, size: int, axis: int) -> Any:
     if isinstance(i, (bool, np.bool_)):
         raise DTypeError("a boolean is not an index", fix="choose elements with qg.where(mask, x, y)")
-    if isinstance(i, builtins.slice):
+    if _is(i, builtins.slice):
         return _normal_slice(i, size)
-    if _is_array(i) or isinstance(i, list):
+    if _is_array(i) or _is(i, list):
         return index_operand(i, size, axis)
     try:
         n = as_index(i)
@@ -349,7 +286,7 @@ def _normal_slice(s: builtins.slice, size: int) -> tuple[int, int, int]:
     if any(_is_array(p) and not isinstance(p, np.ndarray) for p in parts):
         raise QGraphError(
             "a slice with array bounds has no static size",
-            fix="use qg.slice(a, start_indices, axes, slice_size): the start may be an array, the size is fixed",
+            fix="use qg.slice(a, start_indices, axes, slice_size): the start may be an array",
         )
     if s.step == 0:
         raise ShapeError("a slice with step 0", fix="use another step")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -27,12 +26,13 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
     Traceback (most recent call last):
     ...
     qgraph._errors.ShapeError: dot: batch axes (5,) and (3,) do not broadcast
+      fix: make the axes before the last two equal or 1
     """
     if not a or not b:
         raise ShapeError(
             f"dot: operands of shape {a} and {b}; a scalar cannot be contracted", fix="use qg.multiply"
         )
-    row, column = a[-1], b[-2] if len(b) > 1 else b[0]
+    row, column = a[-1], b[-2:][0]
     if row != column:
         at = "-2" if len(b) > 1 else "-1"
         raise ShapeError(
@@ -117,6 +117,8 @@ def tensordot(a: ArrayLike, b: ArrayLike, axes: int | Sequence[Sequence[int]] = 
     a, b = operand(a), operand(b)
     sa, sb = shape_of(a), shape_of(b)
     if isinstance(axes, int):
+        if not 0 <= axes <= min(len(sa), len(sb)):
+            raise ShapeError(f"tensordot: {axes} axes of {sa} and {sb}", fix="contract fewer axes")
         ia, ib = list(range(len(sa) - axes, len(sa))), list(range(axes))
     else:
         ia, ib = ([normalize_axis(x, len(s)) for x in ax] for ax, s in zip(axes, (sa, sb), strict=True))
@@ -176,7 +178,7 @@ def _parse_einsum(subscripts: str, ranks: list[int]) -> tuple[list[str], str]:
     if not arrow:
         out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     for term, rank in zip(terms, ranks, strict=False):
-        if len(set(term)) != len(term) or not term.isalpha() * bool(term) and term:
+        if len(set(term)) != len(term) or (not term.isalpha() * bool(term) and term):
             raise ShapeError(
                 f"einsum: cannot read {term!r} in {subscripts!r}", fix="one letter per axis, no repeats"
             )
@@ -185,10 +187,10 @@ def _parse_einsum(subscripts: str, ranks: list[int]) -> tuple[list[str], str]:
                 f"einsum: {term!r} names {len(term)} axes of an operand of rank {rank}",
                 fix="one letter per axis",
             )
-    if len(terms) != len(ranks) or not set(out) <= set(left):
+    if len(terms) != len(ranks) or not set(out) <= set(left) - {","} or len(set(out)) != len(out):
         raise ShapeError(
             f"einsum: {subscripts!r} does not fit {len(ranks)} operands",
-            fix="write one term per operand, and on the right only letters that stand on the left",
+            fix="write one term per operand, and on the right letters of the left, each once",
         )
     return terms, out
 

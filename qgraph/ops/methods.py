@@ -53,7 +53,7 @@ def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "__neg__": e.negative,
     "__abs__": e.abs,
-    "__invert__": e.logical_not,
+    "__invert__": e.bitwise_invert,
     "__eq__": e.equal,
     "__ne__": e.not_equal,
     "__lt__": e.less,
@@ -91,8 +91,8 @@ _NUMPY_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
         e.power,
         e.equal,
         e.not_equal,
+        *(e.less, e.less_equal, e.greater, e.greater_equal),
     )
-    + (e.less, e.less_equal, e.greater, e.greater_equal)
 } | {"matmul": linear.dot}
 
 
@@ -102,7 +102,7 @@ class ArrayMethods:
     __slots__ = ()
 
     @property
-    def T(self) -> Array:  # noqa: N802  (NumPy's and MLX's name)
+    def T(self) -> Array:
         """All axes reversed."""
         return shape.transpose(self)
 
@@ -118,31 +118,31 @@ class ArrayMethods:
             return NotImplemented
         return function(*inputs)
 
-    def __getitem__(self, index: Any) -> Array:  # noqa: ANN401
+    def __getitem__(self, index: Any) -> Array:
         return indexing.getitem(self, index)
 
-    def transpose(self, *axes: Any) -> Array:  # noqa: ANN401
+    def transpose(self, *axes: Any) -> Array:
         """Reorder axes; all reversed without arguments."""
         given: Sequence[int] | None = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
         return shape.transpose(self, given or None)
 
-    def reshape(self, *sizes: Any) -> Array:  # noqa: ANN401
+    def reshape(self, *sizes: Any) -> Array:
         """Another shape, as numbers or as one sequence."""
         return shape.reshape(self, sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
 
-    def item(self) -> Any:  # noqa: ANN401
+    def item(self) -> Any:
         """The one element as a Python number; refused in a trace."""
         raise NotImplementedError
 
 
-def _attach(cls: Any, names: dict[str, Callable[..., Any]]) -> None:  # noqa: ANN401
+def _attach(cls: Any, names: dict[str, Callable[..., Any]]) -> None:
     for name, function in names.items():
         if name not in cls.__dict__:
             setattr(cls, name, _method(function))
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return function(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = function.__name__, function.__doc__

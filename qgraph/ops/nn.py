@@ -10,7 +10,7 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.elementwise import add, logaddexp, maximum, multiply, power, sigmoid, silu, tanh
@@ -27,6 +27,9 @@ __all__ = [
     "softplus",
     "swiglu",
 ]
+
+
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
 
 
 def check_float(op: str, t: TensorType) -> None:
@@ -92,7 +95,8 @@ class LayerNorm(Op):
         """The shape of x; the promoted dtype."""
         if len(parameters) != self.weight + self.bias:
             raise ShapeError(f"layer_norm: {len(parameters)} parameters, not {self.weight + self.bias}")
-        return _check_norm(self.name, x, parameters)
+        out = _check_norm(self.name, x, parameters)
+        return out if self.weight else x.dense()  # as in MLX: a bias alone takes the dtype of x
 
     def _split(self, parameters: Any) -> tuple[Any, Any]:
         return (parameters[0] if self.weight else None, parameters[-1] if self.bias else None)
@@ -142,19 +146,27 @@ class Rope(Op):
         """The type of x."""
         check_float(self.name, x)
         if x.ndim < 3:
-            raise ShapeError(f"rope: x has shape {x.shape}, not (batch, ..., length, features)", fix="add axes")
+            raise ShapeError(
+                f"rope: x has shape {x.shape}, not (batch, ..., length, features)", fix="add axes"
+            )
         if not 0 < self.dims <= x.shape[-1] or self.dims % 2:
-            raise ShapeError(f"rope: dims={self.dims} of {x.shape[-1]} features", fix="use an even number of them")
+            raise ShapeError(
+                f"rope: dims={self.dims} of {x.shape[-1]} features", fix="use an even number of them"
+            )
         if len(rest) != (self.offset is None) + (self.base is None):
             raise ShapeError(f"rope: {len(rest)} operands beside x")
         if self.offset is None and (not rest[0].dtype.is_int or rest[0].shape not in ((), (1,), x.shape[:1])):
             raise ShapeError(f"rope: an offset {rest[0]} for x {x}", fix="one integer, or one for each batch")
         if self.base is None and rest[-1].shape != (self.dims // 2,):
-            raise ShapeError(f"rope: freqs of shape {rest[-1].shape}", fix=f"give dims / 2 = {self.dims // 2}")
+            raise ShapeError(
+                f"rope: freqs of shape {rest[-1].shape}", fix=f"give dims / 2 = {self.dims // 2}"
+            )
         return x.dense()
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.fast.rope`."""
+        if inputs[0].size == 0:
+            return f"mx.zeros({outputs[0].shape}, {literal(outputs[0].dtype)})"
         x, *rest = operands
         offset = rest.pop(0) if self.offset is None else self.offset
         freqs = f", freqs={rest[0]}" if rest else ""
@@ -172,8 +184,8 @@ class Rope(Op):
             speeds = 1.0 / np.asarray(left[0], np.float64)
         else:
             speeds = self.base ** (-np.arange(half, dtype=np.float64) / half)
-        positions = (offset + np.arange(x.shape[-2])) * self.scale  # (batch or 1, length)
-        angles = positions[..., None] * speeds
+        positions: Any = (offset + _np.arange(x.shape[-2])) * self.scale  # (batch or 1, length)
+        angles: Any = positions[..., None] * speeds
         angles = angles.reshape(len(angles), *[1] * (x.ndim - 3), x.shape[-2], half)
         return self._rotated(np.array(x), np.cos(angles), np.sin(angles))
 
@@ -208,7 +220,9 @@ def rope(
     if (base is None) == (freqs is None):
         raise ShapeError("rope: give exactly one of base and freqs", fix="pass base=10000.0")
     static = isinstance(offset, int)
-    op = Rope(dims, traditional, None if base is None else float(base), float(scale), offset if static else None)
+    op = Rope(
+        dims, traditional, None if base is None else float(base), float(scale), offset if static else None
+    )
     rest = ([] if static else [operand(offset)]) + ([] if freqs is None else [operand(freqs)])
     return apply(op, operand(a), *rest)
 

@@ -29,9 +29,7 @@ def units(t: TensorType) -> tuple[int, ...]:
     return (words, 1, 1) if q.has_biases else (words, 1)
 
 
-def map_storage(
-    operand: Storage, t: TensorType, view: Callable[[str, int], str]
-) -> Storage:
+def map_storage(operand: Storage, t: TensorType, view: Callable[[str, int], str]) -> Storage:
     """Apply ``view(expression, elements per group)`` to every component that has the value's axes."""
     parts = zip(operand.parts(), units(t), strict=False)  # a global scale, the last part, has no axes
     return storage_of(*(view(part, unit) for part, unit in parts))._replace(global_scale=operand.global_scale)

@@ -22,6 +22,7 @@ from qgraph.quant import Quantization
 
 # MLX divides nvfp4's global scale by the largest values of its two formats, 448 (e4m3) and 6 (e2m1).
 GLOBAL_SCALE_DIVISOR = 448 * 6
+DEFAULT = Quantization()
 
 
 def scheme_arguments(q: Quantization) -> str:
@@ -32,14 +33,16 @@ def scheme_arguments(q: Quantization) -> str:
 def stored(op: str, w: TensorType) -> Packing:
     """The packing of an operand that must be stored as it stands."""
     if w.packing is None:
-        raise DTypeError(f"{op}: the weight is not quantized ({w})", fix="use qg.dot, or qg.quantize it first")
+        raise DTypeError(
+            f"{op}: the weight is not quantized ({w})", fix="use qg.dot, or qg.quantize it first"
+        )
     if w.packing.axis != -1:
         raise ShapeError(f"{op}: groups run along axis {w.packing.axis}", fix="pass the weight untransposed")
     return w.packing
 
 
 def kernel_dtype(x: TensorType, packing: Packing) -> TensorType:
-    """x's type with the dtype that MLX's quantized kernels return."""
+    """X's type with the dtype that MLX's quantized kernels return."""
     if not x.dtype.is_float:
         raise DTypeError(f"quantized_matmul: activations are {x.dtype}", fix="cast them to a float dtype")
     dtype = promote(x.dtype, packing.scales) if packing.quantization.has_biases else x.dtype
@@ -57,14 +60,16 @@ class QuantizedMatmul(Op):
     packed = True
     transpose: bool = True
 
-    def infer(self, x: TensorType, w: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, x: TensorType, w: TensorType) -> TensorType:
         packing = stored(self.name, w)
         n, k = w.shape[-2:] if self.transpose else w.shape[:-3:-1]
         if not x.shape or x.shape[-1] != k:
             raise ShapeError(f"{self.name}: x has shape {x.shape}, the weight contracts {k}")
         if w.ndim > 2 and x.ndim < 3:
             # MLX would use the first matrix only, without a word.
-            raise ShapeError(f"{self.name}: x of rank {x.ndim} with a weight of rank {w.ndim}", fix="expand x")
+            raise ShapeError(
+                f"{self.name}: x of rank {x.ndim} with a weight of rank {w.ndim}", fix="expand x"
+            )
         batch = x.shape[:-2] if w.ndim == 2 else broadcast_shapes(x.shape[:-2], w.shape[:-2])
         return TensorType((*batch, *x.shape[-2:-1], n), kernel_dtype(x, packing).dtype)
 
@@ -80,10 +85,10 @@ class QuantizedMatmul(Op):
         )
         return scaled(call, w, out)
 
-    def reference(self, x: Any, w: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, x: Any, w: Any) -> Any:
         return np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w)
 
-    def flops(self, inputs: Types, outputs: Types) -> int:  # noqa: D102
+    def flops(self, inputs: Types, outputs: Types) -> int:
         return 2 * prod(outputs[0].shape) * inputs[0].shape[-1]
 
 
@@ -113,7 +118,7 @@ class QuantizedLoraMatmul(QuantizedMatmul):
 
     name = "quantized_lora_matmul"
 
-    def infer(  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    def infer(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: TensorType, w: TensorType, a: TensorType, b: TensorType, scale: TensorType
     ) -> TensorType:
         base = super().infer(x, w)
@@ -137,10 +142,10 @@ class QuantizedLoraMatmul(QuantizedMatmul):
             return f"({base} + mx.matmul({low}, {b})).astype({literal(out.dtype)})"
         return f"mx.addmm({base}, {low}, {b}).astype({literal(out.dtype)})"
 
-    def reference(self, x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:  # noqa: ANN401, D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    def reference(self, x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().reference(x, w) + np.reshape(scale, ()) * np.matmul(np.matmul(x, a), b)
 
-    def flops(self, inputs: Types, outputs: Types) -> int:  # noqa: D102
+    def flops(self, inputs: Types, outputs: Types) -> int:
         rank, m = inputs[2].shape[1], prod(inputs[0].shape[:-1])
         return super().flops(inputs, outputs) + 2 * m * rank * (inputs[2].shape[0] + inputs[3].shape[1])
 
@@ -165,7 +170,7 @@ class QuantizedTake(Op):
     packed = True
     axis: int = 0
 
-    def infer(self, w: TensorType, indices: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, w: TensorType, indices: TensorType) -> TensorType:
         stored(self.name, w)
         if not indices.dtype.is_int:
             raise DTypeError(f"{self.name}: indices are {indices.dtype}", fix="use integer indices")
@@ -182,11 +187,12 @@ class QuantizedTake(Op):
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         # One row would leave vectors, which MLX does not unpack.
         rows = indices if out.ndim > 1 else f"mx.reshape({indices}, (1,))"
-        taken = Storage(*(f"mx.take({p}, {rows}, axis={self.axis})" if p else None for p in w[:3]), w.global_scale)
+        parts = [p and f"mx.take({p}, {rows}, axis={self.axis})" for p in w[:3]]
+        taken = Storage(parts[0], parts[1], parts[2], w.global_scale)
         text = unpacked(taken, inputs[0], out.size)
         return text if rows == indices else f"mx.reshape({text}, {out.shape})"
 
-    def reference(self, w: Any, indices: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, w: Any, indices: Any) -> Any:
         return np.take(w, indices, self.axis, mode="wrap")
 
     flops_per_element = 2
@@ -225,7 +231,7 @@ class Dequantize(Op):
     packed = True
     flops_per_element = 2
 
-    def infer(self, w: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, w: TensorType) -> TensorType:
         if w.packing is None:
             raise DTypeError(f"dequantize: {w} is not quantized")
         return w.dense()
@@ -241,7 +247,7 @@ class Dequantize(Op):
             return text
         return Transpose.mlx.format(text, axes=tuple(order.index(i) for i in range(t.ndim)))
 
-    def reference(self, w: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, w: Any) -> Any:
         return w
 
 
@@ -256,18 +262,20 @@ class Quantize(Op):
     """Pack a dense value in groups along its last axis."""
 
     name = "quantize"
-    quantization: Quantization = Quantization()
+    quantization: Quantization = DEFAULT
     flops_per_element = 6
 
-    def infer(self, w: TensorType, *global_scale: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, w: TensorType, *global_scale: TensorType) -> TensorType:
         q = self.quantization
         if not w.dtype.is_float or w.dtype.name == "f64":
-            raise DTypeError(f"quantize: {w.dtype} cannot be packed", fix="cast to float32, float16 or bfloat16")
+            raise DTypeError(
+                f"quantize: {w.dtype} cannot be packed", fix="cast to float32, float16 or bfloat16"
+            )
         if w.ndim < 2:
             raise ShapeError(f"quantize: a value of rank {w.ndim}", fix="reshape it to a matrix")
         if w.shape[-1] % q.group_size or w.size == 0:
             raise ShapeError(
-                f"quantize: the last axis of {w.shape} is not a positive multiple of group_size={q.group_size}",
+                f"quantize: the last axis of {w.shape} is no positive multiple of group_size={q.group_size}",
                 fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
             )
         if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
@@ -286,7 +294,7 @@ class Quantize(Op):
             call = f"[part[0] for part in mx.quantize(mx.stack([{w}, {w}]), {arguments})]"
         return f"(*{call}, {scale[0]})" if scale else call
 
-    def reference(self, w: Any, *global_scale: Any) -> Any:  # noqa: ANN401
+    def reference(self, w: Any, *global_scale: Any) -> Any:
         """The numbers after rounding to the grid."""
         from qgraph.ops.formats import round_to_grid
 
@@ -301,7 +309,7 @@ def quantize(
     group_size: int | None = None,
     mode: str = "affine",
     global_scale: ArrayLike | None = None,
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Pack `w` in groups along its last axis: a QuantizedTensor (in a trace, a quantized value).
 
     Shape: rank >= 2, last axis a multiple of group_size.  Dtype: float32, float16 or bfloat16, kept as
@@ -330,10 +338,10 @@ class Contiguous(Op):
     packed = True
     mlx = "mx.contiguous({0})"
 
-    def infer(self, w: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, w: TensorType) -> TensorType:
         return w
 
-    def carry(self, w: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, w: TensorType) -> Packing | str:
         return w.packing or "the operand is dense"
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
@@ -342,5 +350,5 @@ class Contiguous(Op):
             return super().emit(operands, inputs, outputs)
         return Storage(*(f"mx.contiguous({p})" if p else None for p in operands[0]))
 
-    def reference(self, w: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, w: Any) -> Any:
         return w

@@ -25,19 +25,8 @@ from qgraph.ops.elementwise import astype
 from qgraph.ops.indexing import take
 from qgraph.ops.nn import check_float
 
-__all__ = [
-    "bernoulli",
-    "categorical",
-    "gumbel",
-    "key",
-    "laplace",
-    "normal",
-    "permutation",
-    "randint",
-    "split",
-    "truncated_normal",
-    "uniform",
-]
+__all__ = ["bernoulli", "categorical", "gumbel", "key", "normal", "permutation"]
+__all__ += ["randint", "split", "truncated_normal", "uniform"]
 
 
 class Draw(Op):
@@ -68,7 +57,11 @@ class Draw(Op):
         arrays = [mx.array(np.asarray(key, np.uint32)), *(_narrow(p) for p in parameters)]
         names = [f"x{i}" for i in range(len(arrays))]
         out = eval(self.call(*names), {"mx": mx, **dict(zip(names, arrays, strict=True))})
-        return np.array(out.astype(mx.float32), np.float64) if mx.issubdtype(out.dtype, mx.floating) else np.array(out)
+        return (
+            np.array(out.astype(mx.float32), np.float64)
+            if mx.issubdtype(out.dtype, mx.floating)
+            else np.array(out)
+        )
 
 
 def _narrow(x: Any) -> mx.array:
@@ -88,7 +81,9 @@ def _need(key: ArrayLike | None, name: str) -> Any:
 def _fits(name: str, shape: Shape, *parameters: TensorType) -> None:
     if broadcast_shapes(shape, *(p.shape for p in parameters)) != shape:
         found = ", ".join(str(p.shape) for p in parameters)
-        raise ShapeError(f"{name}: parameters of shape {found} do not broadcast to {shape}", fix="pass shape=")
+        raise ShapeError(
+            f"{name}: parameters of shape {found} do not broadcast to {shape}", fix="pass shape="
+        )
 
 
 def _check_drawable(name: str, dtype: DType) -> None:
@@ -341,33 +336,6 @@ class Gumbel(Uniform):
 def gumbel(shape: Sequence[int] = (), dtype: mx.Dtype = mx.float32, key: ArrayLike | None = None) -> Array:
     """Standard Gumbel numbers.  Shape: `shape`.  Source: mlx.core.random.gumbel."""
     return apply(Gumbel(tuple(shape), dtype_of(dtype)), _need(key, "gumbel"))
-
-
-@dataclass(frozen=True)
-class Laplace(Uniform):
-    """Laplace numbers."""
-
-    name = "random_laplace"
-    loc: float = 0.0
-    scale: float = 1.0
-
-    def call(self, key: str, *parameters: str) -> str:
-        """`mx.random.laplace`."""
-        how = f"{literal(self.loc)}, {literal(self.scale)}"
-        return f"mx.random.laplace({self.shape}, {literal(self.dtype)}, {how}, key={key})"
-
-
-@frontend_of("random_laplace")
-def laplace(
-    shape: Sequence[int] = (),
-    dtype: mx.Dtype = mx.float32,
-    loc: float = 0.0,
-    scale: float = 1.0,
-    key: ArrayLike | None = None,
-) -> Array:
-    """Laplace numbers with mean `loc` and scale `scale`.  Shape: `shape`.  Source: mlx.core.random.laplace."""
-    op = Laplace(tuple(shape), dtype_of(dtype), float(loc), float(scale))
-    return apply(op, _need(key, "laplace"))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Reduction(Op):
         shape = self.result(x)
         if not self.of_nothing and 0 in [x.shape[i] for i in self.axes]:
             raise ShapeError(
-                f"{self.name}: axes {self.axes} of {x.shape} have no elements", fix="reduce axes with elements"
+                f"{self.name}: axes {self.axes} of {x.shape} have no elements",
+                fix="reduce axes with elements",
             )
         return TensorType(shape, type(self).rule(x.dtype))
 
@@ -119,7 +120,7 @@ def _reduction(
         "of_nothing": of_nothing,
         "__module__": __name__,
     }
-    kind = cast(type[Reduction], dataclass(frozen=True)(type(name.title(), (Reduction,), body)))
+    kind = cast(type[Reduction], type(name.title(), (Reduction,), body))
 
     def function(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False) -> Array:
         a = operand(a)
@@ -127,8 +128,8 @@ def _reduction(
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
-        f"{meaning} along `axis` (None: all axes).\n\n    Shape: a's without the axes; `keepdims` leaves them "
-        f"as 1.  Errors: ShapeError for an axis out of range.\n    Source: mlx.core.{name}.\n    "
+        f"{meaning} along `axis` (None: all axes).\n\n    Shape: a's without the axes; `keepdims` leaves "
+        f"them as 1.  Errors: ShapeError for an axis out of range.\n    Source: mlx.core.{name}.\n    "
     )
     return frontend(function)
 
@@ -186,7 +187,12 @@ min = _reduction("min", "The smallest element", _min, of_nothing="")
 all = _reduction("all", "Whether every element is nonzero", _all, boolean, of_nothing="True")
 any = _reduction("any", "Whether some element is nonzero", _any, boolean, of_nothing="False")
 logsumexp = _reduction(
-    "logsumexp", "log(sum(exp(a))) without overflow", _logsumexp, floating, flops=10, of_nothing="float('-inf')"
+    "logsumexp",
+    "log(sum(exp(a))) without overflow",
+    _logsumexp,
+    floating,
+    flops=10,
+    of_nothing="float('-inf')",
 )
 
 
@@ -209,7 +215,9 @@ class Variance(Reduction):
         count = product(x.shape[i] for i in self.axes)
         if count == 0:
             return np.full(np.sum(x, self.axes, keepdims=self.keepdims).shape, np.nan)
-        total = np.sum(np.square(np.abs(x - np.mean(x, self.axes, keepdims=True))), self.axes, keepdims=self.keepdims)
+        total = np.sum(
+            np.square(np.abs(x - np.mean(x, self.axes, keepdims=True))), self.axes, keepdims=self.keepdims
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.true_divide(total, count - self.ddof if count > self.ddof else 0)
 
@@ -253,7 +261,9 @@ class Softmax(Op):
     def infer(self, x: TensorType) -> TensorType:
         """The type of x, which must be a float: MLX would truncate the quotients to integers."""
         if not x.dtype.is_float:
-            raise DTypeError(f"softmax: the operand is {x.dtype}", fix="cast it to a float dtype with .astype")
+            raise DTypeError(
+                f"softmax: the operand is {x.dtype}", fix="cast it to a float dtype with .astype"
+            )
         for axis in self.axes:
             normalize_axis(axis, x.ndim)
         return x.dense()
@@ -293,7 +303,9 @@ class ArgReduction(Op):
             axis = normalize_axis(self.axis, x.ndim)
             sizes[axis : axis + 1] = [1] if self.keepdims else []
         if x.size == 0:
-            raise ShapeError(f"{self.name}: an array without elements, {x.shape}", fix="check the shape before")
+            raise ShapeError(
+                f"{self.name}: an array without elements, {x.shape}", fix="check the shape before"
+            )
         return TensorType(tuple(sizes), U32)
 
     def flops(self, inputs: Types, outputs: Types) -> int:

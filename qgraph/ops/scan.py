@@ -18,6 +18,9 @@ from qgraph.ops.shape import flatten
 __all__ = ["cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"]
 
 
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
+
+
 @dataclass(frozen=True)
 class Cumulative(Op):
     """Running results along `axis`; not `inclusive`: of the elements before each one."""
@@ -55,7 +58,7 @@ def _cumulative(
         "mlx": f"mx.{name}({{0}}, axis={{axis}}, reverse={{reverse}}, inclusive={{inclusive}})",
         "__module__": __name__,
     }
-    kind = cast(type[Cumulative], dataclass(frozen=True)(type(name.title(), (Cumulative,), body)))
+    kind = cast(type[Cumulative], type(name.title(), (Cumulative,), body))
 
     def function(
         a: ArrayLike, /, axis: int | None = None, *, reverse: bool = False, inclusive: bool = True
@@ -83,6 +86,10 @@ def _highest(kind: Any) -> Any:
     return np.inf if kind.kind == "f" else True if kind == np.bool_ else np.iinfo(kind).max
 
 
+def _product(x: Any) -> Any:
+    return _np.cumprod(x, 0, x.dtype)
+
+
 cumsum = _cumulative(
     "cumsum",
     "Running sums",
@@ -90,7 +97,7 @@ cumsum = _cumulative(
     lambda kind: 0,
     _summing,
 )
-cumprod = _cumulative("cumprod", "Running products", lambda x: np.cumprod(x, 0, x.dtype), lambda kind: 1)
+cumprod = _cumulative("cumprod", "Running products", _product, lambda kind: 1)
 cummax = _cumulative("cummax", "Running maxima", lambda x: np.maximum.accumulate(x, 0), _lowest)
 cummin = _cumulative("cummin", "Running minima", lambda x: np.minimum.accumulate(x, 0), _highest)
 logcumsumexp = _cumulative(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from qgraph._errors import ShapeError
 from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import Packing, Shape, TensorType, normalize_axis
 from qgraph.ops import packed
-from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of, type_of
+from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of
 
 
 class View(Op):
@@ -48,22 +49,22 @@ class Transpose(View):
     mlx = "mx.transpose({0}, {axes})"
     axes: tuple[int, ...] = ()
 
-    def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
+    def shape_rule(self, x: Shape) -> Shape:
         if sorted(self.axes) != list(range(len(x))):
             fix = f"name each of the axes 0 to {len(x) - 1} once"
             raise ShapeError(f"transpose: {self.axes} is not a permutation of the axes of {x}", fix=fix)
         return tuple(x[a] for a in self.axes)
 
-    def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, x: TensorType) -> Packing | str:
         return packed.carry_transpose(x, self.axes)
 
-    def emit_packed(self, operands: tuple[Any, ...], inputs: Types, out: TensorType) -> Operand:  # noqa: D102
+    def emit_packed(self, operands: tuple[Any, ...], inputs: Types, out: TensorType) -> Operand:
         axes = packed.storage_permutation(inputs[0], out, self.axes)
         if axes == tuple(range(len(axes))):
             return operands[0]
         return packed.map_storage(operands[0], inputs[0], lambda e, _: f"mx.transpose({e}, {axes})")
 
-    def reference(self, x: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, x: Any) -> Any:
         return np.transpose(x, self.axes)
 
 
@@ -104,7 +105,7 @@ class Reshape(View):
     mlx = "mx.reshape({0}, {shape})"
     shape: tuple[int, ...] = ()
 
-    def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
+    def shape_rule(self, x: Shape) -> Shape:
         if prod(x) != prod(self.shape):
             raise ShapeError(
                 f"reshape: {x} has {prod(x)} elements, {self.shape} has {prod(self.shape)}",
@@ -112,15 +113,15 @@ class Reshape(View):
             )
         return self.shape
 
-    def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, x: TensorType) -> Packing | str:
         return packed.carry_reshape(x, self.shape)
 
-    def emit_packed(self, operands: tuple[Any, ...], inputs: Types, out: TensorType) -> Operand:  # noqa: D102
+    def emit_packed(self, operands: tuple[Any, ...], inputs: Types, out: TensorType) -> Operand:
         return packed.map_storage(
             operands[0], inputs[0], lambda e, unit: packed.reshape_storage(e, unit, inputs[0], out)
         )
 
-    def reference(self, x: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, x: Any) -> Any:
         return np.reshape(x, self.shape)
 
 
@@ -191,16 +192,16 @@ class Broadcast(View):
     mlx = "mx.broadcast_to({0}, {shape})"
     shape: tuple[int, ...] = ()
 
-    def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
+    def shape_rule(self, x: Shape) -> Shape:
         tail = self.shape[len(self.shape) - len(x) :]
         if len(x) > len(self.shape) or any(s not in (1, t) for s, t in zip(x, tail, strict=True)):
             raise ShapeError(f"broadcast_to: {x} does not broadcast to {self.shape}")
         return self.shape
 
-    def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, x: TensorType) -> Packing | str:
         return f"{self.name} repeats a packed value; its copies would be stored"
 
-    def reference(self, x: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, x: Any) -> Any:
         return np.broadcast_to(x, self.shape)
 
 
@@ -224,12 +225,12 @@ class Slice(View):
         """The indices that each axis keeps."""
         return [range(*r) for r in zip(self.start, self.stop, self.step, strict=True)]
 
-    def shape_rule(self, x: Shape) -> Shape:  # noqa: D102
+    def shape_rule(self, x: Shape) -> Shape:
         if len(self.start) != len(x):
             raise ShapeError(f"slice: {len(self.start)} ranges for an array of shape {x}")
         return tuple(map(len, self.ranges()))
 
-    def carry(self, x: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, x: TensorType) -> Packing | str:
         assert x.packing is not None
         if 0 in self.shape_rule(x.shape):
             return "the slice is empty"
@@ -257,7 +258,7 @@ class Slice(View):
             operands[0], t, lambda e, unit: f"{e}[{self.indices(t.storage_axes, t, unit)}]"
         )
 
-    def reference(self, x: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, x: Any) -> Any:
         return x[np.ix_(*self.ranges())] if self.start else x
 
 
@@ -269,7 +270,7 @@ class Concatenate(View):
     view = False
     axis: int = 0
 
-    def infer(self, *types: TensorType) -> TensorType:  # noqa: D102
+    def infer(self, *types: TensorType) -> TensorType:
         from qgraph.ir.dtypes import promote
 
         carried = self.carry(*types)
@@ -277,7 +278,7 @@ class Concatenate(View):
         shape = self.shape_rule(*(t.shape for t in types))
         return TensorType(shape, dtype, carried if isinstance(carried, Packing) else None)
 
-    def shape_rule(self, *shapes: Shape) -> Shape:  # noqa: D102
+    def shape_rule(self, *shapes: Shape) -> Shape:
         first = shapes[0]
         for s in shapes:
             if len(s) != len(first) or any(
@@ -286,7 +287,7 @@ class Concatenate(View):
                 raise ShapeError(f"concatenate: {s} and {first} differ outside axis {self.axis}")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
-    def carry(self, *types: TensorType) -> Packing | str:  # noqa: D102
+    def carry(self, *types: TensorType) -> Packing | str:
         if len({t.dtype for t in types}) > 1:
             return "the parts have different dtypes"
         return packed.carry_concatenate(types, self.axis)
@@ -299,7 +300,7 @@ class Concatenate(View):
         parts = zip(*(o.parts()[: len(packed.units(inputs[0]))] for o in operands), strict=True)
         return packed.storage_of(*(f"mx.concatenate([{', '.join(p)}], {axis})" for p in parts))
 
-    def reference(self, *xs: Any) -> Any:  # noqa: ANN401, D102
+    def reference(self, *xs: Any) -> Any:
         return np.concatenate(xs, self.axis)
 
 
@@ -331,10 +332,7 @@ def split(a: ArrayLike, indices_or_sections: int | Sequence[int], axis: int = 0)
     else:
         cuts = [0, *(min(c % shape[i] if c < 0 else c, shape[i]) for c in indices_or_sections), shape[i]]
     full = [(0, s, 1) for s in shape]
-    return [
-        slice_ranges(a, [*full[:i], (lo, max(lo, hi), 1), *full[i + 1 :]])
-        for lo, hi in zip(cuts, cuts[1:], strict=False)
-    ]
+    return [slice_ranges(a, [*full[:i], (lo, max(lo, hi), 1), *full[i + 1 :]]) for lo, hi in pairwise(cuts)]
 
 
 def slice_ranges(a: ArrayLike, ranges: Sequence[tuple[int, int, int]]) -> Array:

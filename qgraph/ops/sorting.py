@@ -18,6 +18,9 @@ from qgraph.ops.shape import flatten
 __all__ = ["argpartition", "argsort", "partition", "sort", "topk"]
 
 
+_np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
+
+
 @dataclass(frozen=True)
 class Sort(Op):
     """The elements along `axis`, ascending; NaN last."""
@@ -36,7 +39,7 @@ class Sort(Op):
         return np.sort(x, self.axis)
 
     def flops(self, inputs: Types, outputs: Types) -> int:
-        """n log n comparisons."""
+        """N log n comparisons."""
         n = inputs[0].shape[self.axis]
         return inputs[0].size * max(1, round(log2(max(n, 2))))
 
@@ -71,7 +74,9 @@ class Partition(Op):
         """The type of x."""
         size = x.shape[normalize_axis(self.axis, x.ndim)]
         if not -size <= self.kth < size:
-            raise ShapeError(f"{self.name}: kth={self.kth} on axis {self.axis} of {x.shape}", fix="use a position")
+            raise ShapeError(
+                f"{self.name}: kth={self.kth} on axis {self.axis} of {x.shape}", fix="use a position"
+            )
         return x.dense()
 
     def reference(self, x: Any) -> Any:
@@ -105,7 +110,7 @@ class Topk(Op):
     axis: int = -1
 
     def infer(self, x: TensorType) -> TensorType:
-        """k elements on the axis."""
+        """K elements on the axis."""
         axis = normalize_axis(self.axis, x.ndim)
         if not 0 <= self.k <= x.shape[axis]:
             raise ShapeError(f"topk: k={self.k} on axis {axis} of {x.shape}", fix="ask for fewer elements")
@@ -114,7 +119,8 @@ class Topk(Op):
     def reference(self, x: Any) -> Any:
         """Ascending: one of the orders that are allowed."""
         n = x.shape[self.axis]
-        return np.take(np.sort(x, self.axis), np.arange(n - self.k, n), self.axis)
+        ascending: Any = _np.sort(x, self.axis)
+        return _np.take(ascending, np.arange(n - self.k, n), self.axis)
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """A few comparisons for each element."""

@@ -12,80 +12,12 @@ import numpy as np
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
+from qgraph.ops.blocks import like
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of, type_of
-from qgraph.ops.elementwise import astype
-from qgraph.ops.indexing import (
-    Subscript,
-    TakeAlongAxis,
-    block,
-    check_block,
-    clamped,
-    index_operand,
-)
-from qgraph.ops.shape import broadcast_to, flatten, reshape, transpose
+from qgraph.ops.indexing import Subscript, TakeAlongAxis, index_operand
+from qgraph.ops.shape import flatten, reshape, transpose
 
-__all__ = ["At", "put_along_axis", "slice_update"]
-
-
-def like(update: ArrayLike, a: ArrayLike) -> Any:
-    """`update` in the dtype of `a`."""
-    dtype = type_of(a).dtype
-    return astype(operand(update, dtype), dtype)
-
-
-@dataclass(frozen=True)
-class SliceUpdate(Op):
-    """Replace the block that begins where an array of indices says.
-
-    A start too far is moved back until the block fits, so that no other memory is written.
-    """
-
-    name = "slice_update"
-    flops_per_element = 0
-    axes: tuple[int, ...] = ()
-
-    def infer(self, a: TensorType, update: TensorType, start: TensorType) -> TensorType:
-        """The type of a, which the update must have but for its sizes on `axes`."""
-        check_block(self.name, a, start, self.axes, update.shape)
-        if update.dtype is not a.dtype:
-            raise DTypeError(f"{self.name}: an update of {update.dtype} in {a.dtype}", fix="cast the update")
-        outside = [i for i in range(a.ndim) if i not in self.axes and update.shape[i] != a.shape[i]]
-        if outside:
-            raise ShapeError(f"{self.name}: {update.shape} does not fill axes {outside} of {a.shape}")
-        return a.dense()
-
-    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """`mx.slice_update` at clamped starts."""
-        a, update, start = operands
-        if inputs[1].size == 0:
-            return a
-        where = clamped(start, inputs[0].shape, self.axes, inputs[1].shape)
-        return f"mx.slice_update({a}, {update}, {where}, {self.axes})"
-
-    def reference(self, a: Any, update: Any, start: Any) -> Any:
-        """Assignment to a copy."""
-        out = np.array(a)
-        out[block(a.shape, start, self.axes, np.shape(update))] = update
-        return out
-
-
-@frontend
-def slice_update(a: ArrayLike, update: ArrayLike, start_indices: ArrayLike, axes: Sequence[int]) -> Array:
-    """`a` with the block at `start_indices` along `axes` replaced by `update`, cast to a's dtype.
-
-    A start at which the block does not fit is moved until it does (MLX would write other memory).
-    Shape: a's; the update broadcasts outside `axes`.  Source: mlx.core.slice_update.
-    """
-    a = operand(a)
-    shape = shape_of(a)
-    normal = tuple(normalize_axis(x, len(shape)) for x in axes)
-    update = like(update, a)
-    given = shape_of(update)
-    if len(given) > len(shape):
-        raise ShapeError(f"slice_update: an update {given} in an array {shape}", fix="drop leading axes")
-    sizes = (1,) * (len(shape) - len(given)) + given
-    full = tuple(s if i in normal else n for i, (s, n) in enumerate(zip(sizes, shape, strict=True)))
-    return apply(SliceUpdate(normal), a, broadcast_to(update, full), index_operand(start_indices))
+__all__ = ["At", "put_along_axis"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +59,7 @@ def _outside(shape: Shape, axis: int) -> Shape:
 
 
 @frontend
-def put_along_axis(
-    a: ArrayLike, /, indices: ArrayLike, values: ArrayLike, axis: int | None = None
-) -> Array:
+def put_along_axis(a: ArrayLike, /, indices: ArrayLike, values: ArrayLike, axis: int | None = None) -> Array:
     """`a` with `values` at `indices` along `axis` (None: of a flattened).
 
     Shape: a's; the values broadcast to the indices.  Which of several values for one element stays is
@@ -188,7 +118,9 @@ class IndexUpdate(Op):
         if "array" not in self.index:
             return tuple(n for _, n in rest)
         if advanced[-1] - advanced[0] != len(advanced) - 1:
-            raise ShapeError(f"index_update: slices between the arrays in {self.index}", fix="transpose a first")
+            raise ShapeError(
+                f"index_update: slices between the arrays in {self.index}", fix="transpose a first"
+            )
         before = [n for i, n in rest if i < advanced[0]]
         after = [n for i, n in rest if i > advanced[0]]
         return (*before, *broadcast_shapes(*indices), *after)
@@ -247,6 +179,10 @@ class IndexUpdate(Op):
         return inputs[1].size if self.kind != "set" else 0
 
 
+def _entry(e: Any) -> Entry:
+    return e if isinstance(e, int) else "array"
+
+
 def _slice_text(start: int, stop: int, step: int) -> str:
     """A slice as source; a stop before the first element has no number: -1 would be the last one."""
     return f"slice({start}, {None if step < 0 and stop < 0 else stop}, {step})"
@@ -258,8 +194,8 @@ class At:
     The update is cast to the dtype of x and broadcast. Where an index repeats, `add` and its kin count
     every one; which value `set` leaves is undefined.
 
-    >>> import mlx.core as mx, qgraph as qg
-    >>> qg.At(mx.zeros(3))[mx.array([0, 0])].add(1.0).tolist()
+    >>> import mlx.core as mx
+    >>> At(mx.zeros(3))[mx.array([0, 0])].add(1.0).tolist()
     [2.0, 0.0, 0.0]
     """
 
@@ -310,9 +246,10 @@ class At:
         s = Subscript(shape_of(self._a), self._index[0])
         if any(e is None for e in s.entries):
             raise ShapeError(f"x.at[None].{kind}: no new axes here", fix="reshape the values instead")
-        entries = tuple(e if isinstance(e, (int, tuple)) else "array" for e in s.entries)
+        entries: list[Any] = [e if isinstance(e, tuple) else _entry(e) for e in s.entries]
         order = list(range(len(entries)))
-        if s.arrays and s.front() == 0:  # MLX writes in another order than it reads where slices stand between
+        # MLX writes in another order than it reads where slices stand between arrays.
+        if s.arrays and s.front() == 0:
             order.sort(key=lambda i: isinstance(entries[i], tuple))
         op = IndexUpdate(kind, tuple(entries[i] for i in order))
         out = apply(op, transpose(self._a, order), like(values, self._a), *s.arrays)

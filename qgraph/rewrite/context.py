@@ -58,4 +58,5 @@ class Context:
 
     def of(self, rule: str) -> Statistics:
         """The statistics of a rule."""
-        return self.statistics.setdefault(rule, Statistics())
+        found = self.statistics.get(rule)
+        return found if found is not None else self.statistics.setdefault(rule, Statistics())

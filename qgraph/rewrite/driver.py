@@ -8,7 +8,7 @@ from time import perf_counter
 from qgraph._errors import QGraphError, RuleError
 from qgraph.ir.digest import digest
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.origin import NOWHERE, Origin, Step, merge_origins
+from qgraph.ir.origin import Origin, Step, merge_origins
 from qgraph.ops.dispatch import interpreting
 from qgraph.rewrite.context import Context
 from qgraph.rewrite.match import Found, Matcher, Miss, NoMatch, foreign_user, pattern_size
@@ -43,7 +43,7 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], pass_name: str, context: Co
             table.setdefault(op, []).append(compiled)
     budget = REWRITES_PER_NODE * max(len(graph.nodes), 10)
     seen: set[str] = set()
-    recent: list[str] = []
+    recent: list[tuple[str, Node]] = []
     sweeps = 0
     while True:
         sweep = _Sweep(graph, table, pass_name, context)
@@ -56,7 +56,8 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], pass_name: str, context: Co
         mark = digest(after) if sweeps > PATIENCE else str(sweeps)
         if budget < 0 or mark in seen:
             raise RuleError(
-                f"pass {pass_name} does not come to an end; its last rewrites: {'; '.join(recent)}",
+                f"pass {pass_name} does not come to an end; its last rewrites: "
+                + "; ".join(f"{rule} at {node.op}" for rule, node in recent),
                 fix="two rules undo each other, or one matches its own result: narrow a pattern or check",
             )
         seen.add(mark)
@@ -73,16 +74,26 @@ class _Sweep:
         self.context = context
         self.now: dict[Value, Value] = {}
         self.done: set[Node] = set()
-        self.origin: Origin = NOWHERE
-        self.trace = Trace(graph.builder, pass_name, origin=lambda: self.origin)
+        self.rule = ""
+        self.origins: list[Origin] = []  # of the nodes that are being replaced
+        self.merged: Origin | None = None
+        self.trace = Trace(graph.builder, pass_name, origin=self.origin)
         self.applied = 0
-        self.log: list[str] = []
+        self.log: list[tuple[str, Node]] = []
 
     def run(self) -> Graph:
         candidates = [n for n in self.graph.nodes if n.op.name in self.table]
         if not candidates:
             return self.graph
-        return self.graph.rewritten(self.rebuild)
+        with interpreting(self.trace):
+            return self.graph.rewritten(self.rebuild)
+
+    def origin(self) -> Origin:
+        """The origin of new nodes: worked out once per rewrite, if it makes any."""
+        if self.merged is None:
+            step = Step(self.pass_name, self.rule, self.context.ordinal + 1)
+            self.merged = merge_origins(self.origins, step)
+        return self.merged
 
     def rebuild(self, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
         results: Sequence[Value] | None = None
@@ -92,7 +103,7 @@ class _Sweep:
                 results = (made,)
                 break
         if results is None:
-            same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+            same = inputs == node.inputs  # values compare by identity
             results = node.outputs if same else self.graph.builder.add(node.op, inputs, node.origin).outputs
         self.now.update(zip(node.outputs, results, strict=True))
         return results
@@ -123,15 +134,12 @@ class _Sweep:
     def rewrite(self, compiled: _Compiled, node: Node, found: Found) -> Value | None:
         rule = compiled.rule
         match = Match(rule, node, found, self.trace, lambda v: self.now.get(v, v), self.context)
-        self.origin = merge_origins(
-            [n.origin for n in found.nodes], Step(self.pass_name, rule.name, self.context.ordinal + 1)
-        )
+        self.rule, self.origins, self.merged = rule.name, [n.origin for n in found.nodes], None
         try:
             self.refuse_foreign(rule, node, found)
-            with interpreting(self.trace):
-                values = match.arguments(compiled.names)
-                rule.check(match, **values)
-                made = replacement(match, type(rule).rewrite(rule, match, **values))
+            values = match.arguments(compiled.names)
+            rule.check(match, **values)
+            made = replacement(match, type(rule).rewrite(rule, match, **values))
         except NoMatch as no:
             self.context.of(rule.name).refused += 1
             self.miss(compiled, node, no.reason, no.at, len(found.nodes))
@@ -139,13 +147,14 @@ class _Sweep:
         except QGraphError as error:
             error.where = error.where or node.origin.source.sentence()
             raise
-        match.refuse_unasked()
+        if found.skipped:
+            match.refuse_unasked()
         if made in (node.outputs[0], self.now.get(node.outputs[0])) or not self.context.burn():
             return None
         self.context.of(rule.name).applied += 1
         self.applied += 1
         self.done.update(found.nodes)
-        self.log.append(f"{rule.name} at {node.op}")
+        self.log.append((rule.name, node))
         self.context.misses.pop((rule.name, node), None)
         return made
 

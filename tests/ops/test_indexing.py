@@ -13,8 +13,8 @@ from qgraph.ops.updates import At
 
 N = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 X = mx.array(N)
-I, J = np.array([0, 1]), np.array([2, -3])
-C = I[:, None]
+ROWS, J = np.array([0, 1]), np.array([2, -3])
+C = ROWS[:, None]
 ALL = slice(None)
 READS = [
     0,
@@ -26,20 +26,20 @@ READS = [
     (ALL, slice(2, 0, -1), slice(3, None, -2)),
     slice(-10, None, -1),
     slice(5, None),
-    (I, J),
-    (I, ALL, J),
-    (ALL, I, J),
-    (..., I),
-    (I, None, J),
-    (I, None, 0, J),
-    (0, ALL, I),
-    (0, I),
-    (I, 0),
-    (I, ALL, 0),
-    (ALL, 0, I),
-    (None, I),
-    (None, 0, ALL, I),
-    (I, slice(1, None), J),
+    (ROWS, J),
+    (ROWS, ALL, J),
+    (ALL, ROWS, J),
+    (..., ROWS),
+    (ROWS, None, J),
+    (ROWS, None, 0, J),
+    (0, ALL, ROWS),
+    (0, ROWS),
+    (ROWS, 0),
+    (ROWS, ALL, 0),
+    (ALL, 0, ROWS),
+    (None, ROWS),
+    (None, 0, ALL, ROWS),
+    (ROWS, slice(1, None), J),
     (C, J),
     (C, ALL, J),
     (ALL, C, J),
@@ -71,7 +71,9 @@ def test_a_subscript_means_what_it_means_in_numpy(index):
 
 
 @pytest.mark.parametrize("kind", ["set", "add", "subtract", "multiply", "divide", "maximum", "minimum"])
-@pytest.mark.parametrize("index", [i for i in READS if "None" not in str(i).replace("slice(None", "")], ids=str)
+@pytest.mark.parametrize(
+    "index", [i for i in READS if "None" not in str(i).replace("slice(None", "")], ids=str
+)
 def test_an_update_means_what_it_means_in_numpy(kind, index):
     shape = N[index].shape
     for values in (np.float32(2.5), np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)):
@@ -97,7 +99,9 @@ def test_an_update_is_cast_to_the_dtype_of_the_array():
 
 
 @pytest.mark.parametrize("kind", ["set", "add", "maximum"])
-@pytest.mark.parametrize("index", [(slice(1, None), J), (I, ALL, J), (I, slice(1, 3)), (ALL, I, slice(1, 3))], ids=str)
+@pytest.mark.parametrize(
+    "index", [(slice(1, None), J), (ROWS, ALL, J), (ROWS, slice(1, 3)), (ALL, ROWS, slice(1, 3))], ids=str
+)
 def test_updates_compose_with_the_transformations_of_mlx(kind, index):
     @qg.jit
     def f(x, v):

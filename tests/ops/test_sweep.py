@@ -82,7 +82,7 @@ def magnitudes(x):
 
 
 def ordered(case, expected, found, x):
-    """Both in an order in which they must agree: elements in place of positions, sorted where order is free."""
+    """Both in one order: elements in place of positions, sorted where the order is free."""
     axis = case.op.axis
     if case.compare == "positions":
         assert np.array_equal(np.sort(found, axis), np.sort(expected, axis))  # a permutation
@@ -116,7 +116,10 @@ def any_reshape(draw, w):
 
 def any_slice(draw, w):
     g = w.quantization.group_size
-    bounds = [(draw(st.integers(0, n - 1)), draw(st.integers(1, n)), draw(st.sampled_from([1, 2, -1]))) for n in w.shape]
+    bounds = [
+        (draw(st.integers(0, n - 1)), draw(st.integers(1, n)), draw(st.sampled_from([1, 2, -1])))
+        for n in w.shape
+    ]
     i = w.ndim + w.axis
     if draw(st.booleans()):  # whole groups
         bounds[i] = (bounds[i][0] // g * g, -(-bounds[i][1] // g) * g, 1)
@@ -125,9 +128,11 @@ def any_slice(draw, w):
 
 def joined(draw, w):
     other = [w] * draw(st.integers(1, 2))
-    return (lambda x, axis: qg.concatenate([x, *(other if qg.is_quantized(x) else map(qg.dequantize, other))], axis)), {
-        "axis": draw(st.integers(0, w.ndim - 1))
-    }
+    return (
+        lambda x, axis: qg.concatenate(
+            [x, *(other if qg.is_quantized(x) else map(qg.dequantize, other))], axis
+        )
+    ), {"axis": draw(st.integers(0, w.ndim - 1))}
 
 
 def wider(draw, w):
