@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import qgraph as qg
-from qgraph.ir import Graph, Node, Value
+from qgraph.ir import Graph, Node, Op, Value
 from qgraph.ir.dtypes import promote
 from qgraph.ir.op import Constant
 from qgraph.ir.origin import Step, merge_origins
@@ -40,72 +40,80 @@ class Canonicalize(qg.Pass):
         """One sweep from the inputs to the outputs."""
 
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
-            simpler = _simplify(graph, node, inputs)
-            if simpler is not None and (simpler in inputs or context.burn()):
+            simpler = _Simpler(graph, node, context.ordinal + 1).value(inputs)
+            if simpler is not None and context.burn():
                 return (simpler,)
-            same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+            same = inputs == node.inputs  # values compare by identity
             return node.outputs if same else graph.builder.add(node.op, inputs, node.origin).outputs
 
         return _with_dense_outputs(graph, graph.rewritten(rebuild))
 
 
-def _simplify(graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value | None:
-    op = node.op
-    if not inputs or len(node.outputs) != 1:
-        return None
-    if isinstance(op, Dequantize):
-        return inputs[0]
-    first = inputs[0].node
-    if isinstance(op, Reshape):
-        return _reshape(graph, node, inputs[0])
-    if isinstance(op, Cast) and isinstance(first.op, Cast):
-        return _cast(graph, node, first)
-    if op.name in ("multiply", "divide") and _is_one(inputs[1]) and inputs[0].type == node.outputs[0].type:
-        return inputs[0]
-    if op.name == "multiply" and _is_one(inputs[0]) and inputs[1].type == node.outputs[0].type:
-        return inputs[1]
-    if all(isinstance(v.op, Constant) for v in inputs) and op.elementwise:
-        return _fold(graph, node, inputs)
-    return None
+class _Simpler:
+    """The simpler form of one node, under the ordinal of the rewrite."""
 
+    def __init__(self, graph: Graph, node: Node, ordinal: int) -> None:
+        self.builder = graph.builder
+        self.node = node
+        self.step = Step("canonicalize", "canonicalize", ordinal)
 
-def _reshape(graph: Graph, node: Node, x: Value) -> Value | None:
-    assert isinstance(node.op, Reshape)
-    source = x.node.inputs[0] if isinstance(x.op, Reshape) else x
-    if source.type.shape == node.op.shape:
-        return source
-    if source is x or (source.type.packing and not x.type.packing):
-        return None
-    return graph.builder.add(node.op, (source,), _origin(node, x.node)).outputs[0]
+    def value(self, inputs: tuple[Value, ...]) -> Value | None:
+        """What the node's one result is, more simply; None when it is simple."""
+        op, out = self.node.op, self.node.outputs[0]
+        if not inputs or len(self.node.outputs) != 1:
+            return None
+        x = inputs[0]
+        if isinstance(op, Dequantize):
+            return x
+        if isinstance(op, Reshape):
+            return self.reshape(op, x)
+        if isinstance(op, Cast) and isinstance(x.op, Cast):
+            return self.cast(x.node)
+        if op.name in ("multiply", "divide") and _is_one(inputs[1]) and x.type == out.type:
+            return x
+        if op.name == "multiply" and _is_one(x) and inputs[1].type == out.type:
+            return inputs[1]
+        return self.fold(inputs)
 
+    def reshape(self, op: Reshape, x: Value) -> Value | None:
+        """The reshape of what `x` is a reshape of."""
+        source = x.node.inputs[0] if isinstance(x.op, Reshape) else x
+        if source.type.shape == op.shape:
+            return source
+        if source is x or (source.type.packing and not x.type.packing):
+            return None
+        return self.add(op, (source,), x.node)
 
-def _cast(graph: Graph, node: Node, first: Node) -> Value | None:
-    source = first.inputs[0]
-    exact = promote(source.type.dtype, first.outputs[0].type.dtype) is first.outputs[0].type.dtype
-    if not exact or source.type.packing:
-        return None
-    if source.type.dtype is node.outputs[0].type.dtype:
-        return source
-    return graph.builder.add(node.op, (source,), _origin(node, first)).outputs[0]
+    def cast(self, first: Node) -> Value | None:
+        """The cast of what the first cast took, if that one lost nothing."""
+        source, between = first.inputs[0], first.outputs[0].type.dtype
+        if promote(source.type.dtype, between) is not between or source.type.packing:
+            return None
+        if source.type.dtype is self.node.outputs[0].type.dtype:
+            return source
+        return self.add(self.node.op, (source,), first)
+
+    def fold(self, inputs: tuple[Value, ...]) -> Value | None:
+        """The constant that the node gives for constants. In 16 bit each op rounds: that stays."""
+        t = self.node.outputs[0].type
+        dtypes = [t.dtype, *(v.type.dtype for v in inputs)]
+        if not self.node.op.elementwise or not all(isinstance(v.op, Constant) for v in inputs):
+            return None
+        if t.size > LARGEST or any(d.is_complex or (d.is_float and d.size == 2) for d in dtypes):
+            return None
+        with np.errstate(all="ignore"):
+            result: Any = self.node.op.reference(*(v.op.reference() for v in inputs))
+        data = tuple(np.asarray(result).reshape(-1).tolist())
+        return self.add(Constant(data, t.shape, t.dtype), ())
+
+    def add(self, op: Op, inputs: tuple[Value, ...], *also: Node) -> Value:
+        """A node in place of this one (and of `also`)."""
+        origin = merge_origins([n.origin for n in (self.node, *also)], self.step)
+        return self.builder.add(op, inputs, origin).outputs[0]
 
 
 def _is_one(value: Value) -> bool:
     return isinstance(value.op, Constant) and set(value.op.data) == {1}
-
-
-def _fold(graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value | None:
-    t = node.outputs[0].type
-    if t.size > LARGEST or t.dtype.is_complex:
-        return None
-    with np.errstate(all="ignore"):
-        result: Any = node.op.reference(*(v.op.reference() for v in inputs))
-    data = tuple(np.asarray(result).reshape(-1).tolist())
-    constant = Constant(data, t.shape, t.dtype)
-    return graph.builder.add(constant, (), _origin(node)).outputs[0]
-
-
-def _origin(*nodes: Node) -> Any:
-    return merge_origins([n.origin for n in nodes], Step("canonicalize", "canonicalize", 0))
 
 
 def _with_dense_outputs(before: Graph, after: Graph) -> Graph:

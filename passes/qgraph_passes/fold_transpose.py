@@ -16,7 +16,7 @@ from typing import Any
 
 import qgraph as qg
 from qgraph.ir import Graph, Node, Value
-from qgraph.ir.origin import Origin, Step, merge_origins
+from qgraph.ir.origin import Step, merge_origins
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.shape import Concatenate, Reshape, Slice, Transpose
 from qgraph.rewrite import Context
@@ -53,7 +53,8 @@ class FoldTranspose(qg.Pass):
 
 def _sink(graph: Graph, context: Context) -> Graph:
     def rebuild(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
-        moved = _beyond(graph, node, inputs)
+        step = Step("fold-transpose", "sink", context.ordinal + 1)
+        moved = _beyond(graph, node, inputs, step)
         if moved is not None and context.burn():
             return (moved,)
         return graph.builder.add(node.op, inputs, node.origin).outputs if inputs else node.outputs
@@ -61,7 +62,7 @@ def _sink(graph: Graph, context: Context) -> Graph:
     return graph.rewritten(rebuild)
 
 
-def _beyond(graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value | None:
+def _beyond(graph: Graph, node: Node, inputs: tuple[Value, ...], step: Step) -> Value | None:
     """``op(transpose(w))`` as ``transpose(op'(w))``, where the result stays packed."""
     if not isinstance(node.op, (Slice, Cast, Concatenate, Reshape)) or not node.outputs[0].type.packing:
         return None
@@ -75,7 +76,7 @@ def _beyond(graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value | None
     if moved is None:
         return None
     op, outer = moved
-    origin = _origin(node, inputs)
+    origin = merge_origins([node.origin, *(v.node.origin for v in inputs)], step)
     inner = graph.builder.add(op, [v.node.inputs[0] for v in inputs], origin).outputs[0]
     out = graph.builder.add(Transpose(outer), (inner,), origin).outputs[0]
     return out if out.type == node.outputs[0].type else None
@@ -110,8 +111,3 @@ def _inner_reshape(
     position = {new[k]: len(ones) + rank for rank, k in enumerate(stored)}
     position.update({j: i for i, j in enumerate(ones)})
     return Reshape(tuple(inner)), tuple(position[j] for j in range(len(op.shape)))
-
-
-def _origin(node: Node, inputs: tuple[Value, ...]) -> Origin:
-    step = Step("fold-transpose", "sink", 0)
-    return merge_origins([node.origin, *(v.node.origin for v in inputs)], step)

@@ -3,7 +3,7 @@
 op(w) with w packed           → op(dequantize(w))                unless op reads packed words; with a reason
 quantized_matmul on a CPU     → cast(quantized_matmul(cast(x)))  in 16 bit MLX accumulates in 16 bit there
 kernels that the GPU lacks    → dot(x, dequantize(w))            with a reason
-sliced or permuted storage    → contiguous(w)                    before a GPU kernel
+sliced or permuted storage    → contiguous(w)                    before a kernel of a GPU
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import qgraph as qg
 from qgraph._errors import StrictError
-from qgraph.ir import Builder, Graph, Node, TensorType, Value
+from qgraph.ir import Builder, Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.ir.origin import Origin, Step
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
+from qgraph.ops.packed import storage_permutation
 from qgraph.ops.quantized import Contiguous, Dequantize, QuantizedMatmul
 from qgraph.ops.shape import Transpose
 from qgraph.rewrite import Context
@@ -94,7 +95,11 @@ class _Legal:
         if v.type.packing is None:
             return v
         self.context.notes.setdefault(self.node, f"{self.node.op.name} has no kernel for packed operands")
-        return self.add(Dequantize(), v)
+        return self.add(Dequantize(), self.plain(v))
+
+    def plain(self, w: Value) -> Value:
+        """`w` with its storage in row-major order, which the kernels of the GPUs rely on."""
+        return w if self.context.device == "cpu" or _is_plain(w) else self.add(Contiguous(), w)
 
     def product(self, inputs: tuple[Value, ...]) -> Value:
         """A quantized product under the device's rules."""
@@ -104,8 +109,7 @@ class _Legal:
             return self.dense_product(inputs)
         if self.context.device == "cpu":
             return self.accumulate_in_f32(inputs)
-        w = self.add(Contiguous(), inputs[1]) if not _stored_plainly(inputs[1]) else inputs[1]
-        return self.add(self.node.op, inputs[0], w, *inputs[2:])
+        return self.add(self.node.op, inputs[0], self.plain(inputs[1]), *inputs[2:])
 
     def accumulate_in_f32(self, inputs: tuple[Value, ...]) -> Value:
         """MLX's CPU kernel sums in the dtype of its result: give it f32, and round once."""
@@ -131,7 +135,7 @@ class _Legal:
 
     def dense_product(self, inputs: tuple[Value, ...]) -> Value:
         """The same product on the unpacked weight."""
-        op, w = self.node.op, self.add(Dequantize(), inputs[1])
+        op, w = self.node.op, self.add(Dequantize(), self.plain(inputs[1]))
         assert isinstance(op, (QuantizedMatmul, GatherQmm))
         if op.transpose:
             axes = list(range(w.type.ndim))
@@ -161,11 +165,12 @@ class _Legal:
         return v if v.type.dtype is dtype else self.add(Cast(dtype), v)
 
 
-def _stored_plainly(w: Value) -> bool:
+def _is_plain(w: Value) -> bool:
     """Whether the storage is as it came in, or freshly made: no strided view of other storage."""
     op = w.op
     if op.name in ("input", "quantize", "concatenate", "contiguous"):
         return True
-    before: TensorType | None = w.node.inputs[0].type if w.node.inputs else None
-    moves_nothing = op.name in ("cast", "reshape") or (op.name == "transpose" and before is not None)
-    return moves_nothing and _stored_plainly(w.node.inputs[0])
+    if isinstance(op, Transpose):
+        permutation = storage_permutation(w.node.inputs[0].type, w.type, op.axes)
+        return permutation == tuple(range(len(permutation))) and _is_plain(w.node.inputs[0])
+    return op.name in ("cast", "reshape") and _is_plain(w.node.inputs[0])

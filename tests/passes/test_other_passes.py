@@ -40,6 +40,12 @@ def test_constants_fold():
     )
 
 
+def test_constants_in_16_bit_keep_their_roundings():
+    f = qg.jit(lambda x: x + (qg.full((), 0.1, mx.bfloat16) * 3.0).astype(mx.float32))
+    x = normal(3)
+    assert mx.array_equal(f(x), x + (mx.array(0.1, mx.bfloat16) * 3.0).astype(mx.float32))
+
+
 def test_multiplying_by_one_goes_and_by_a_promoting_one_stays():
     f = qg.jit(lambda x, y, one: (x * 1, x / 1.0, y * one))
     counts = ops(agree(f, normal(3), normal(3, dtype=mx.float16), mx.array(1.0)))
