@@ -73,10 +73,8 @@ def round_to(dtype: DType, x: Any) -> Any:
 
 
 def _round_bfloat16(x: Any) -> Any:
-    """Keep the upper 16 bits of a float32, rounding halves to even."""
-    bits = x.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    kept: Any = np.where(
-        np.isfinite(x), rounded, bits & np.uint32(0xFFFF0000) | ((bits & 0xFFFF != 0) * 0x40_0000)
-    )
-    return kept.astype(np.uint32).view(np.float32).astype(np.float64)
+    """Keep the upper 16 bits of a float32, rounding halves to even; what is not finite stays."""
+    bits: Any = x.view(np.uint32)
+    rounded: Any = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    kept: Any = rounded.astype(np.uint32).view(np.float32)
+    return np.asarray(np.where(np.isfinite(x), kept, x), np.float64)

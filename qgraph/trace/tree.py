@@ -64,13 +64,13 @@ def _other(tree: Any, kind: Any, leaves: list[Leaf], spec: list[Any]) -> Any:
     if kind is list or kind is tuple:
         spec += (kind.__name__, len(tree))
         return tree
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+    if getattr(tree, "_fields", None) is not None and isinstance(tree, tuple):
         spec += ("namedtuple", kind)
-        return tree
+        return cast("tuple[Any, ...]", tree)
     if dataclasses.is_dataclass(kind):
         spec += ("dataclass", kind)
         return [getattr(tree, f.name) for f in dataclasses.fields(kind)]
-    if isinstance(tree, mx.array) or hasattr(kind, "__array__"):
+    if isinstance(tree, mx.array) or getattr(kind, "__array__", None) is not None:
         leaves.append(mx.array(tree))
         spec.append("leaf")
     else:
