@@ -23,16 +23,20 @@ from qgraph.ops.quantized import kernel_dtype
 from qgraph_passes.fold_transpose import ComposeTransposes
 
 
-class RightOperand(qg.Rule):
+class Product(qg.Rule):
+    """What all products with one packed operand require."""
+
+    def check(self, m: qg.Match, x: Any, w: Any, **_: Any) -> None:
+        m.require(x.type.packing is None, "both operands are quantized", x)
+        axis = w.type.packing.axis
+        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
+
+
+class RightOperand(Product):
     """dot(x, w) → quantized_matmul(x, w)."""
 
     def pattern(self, x: qg.Array, w: qg.Quantized) -> Any:
         return qg.dot(x, w)
-
-    def check(self, m: qg.Match, x: Any, w: Any) -> None:
-        m.require(x.type.packing is None, "both operands are quantized", x)
-        axis = w.type.packing.axis
-        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
     def rewrite(self, m: qg.Match, x: Any, w: Any) -> qg.Array:
         transpose = w.type.packing.axis == -2
@@ -45,16 +49,11 @@ class RightOperand(qg.Rule):
         return qg.reshape(out, m.type.shape)
 
 
-class LeftOperand(qg.Rule):
+class LeftOperand(Product):
     """dot(w, x) → (xᵀ wᵀ)ᵀ, whose right operand is packed."""
 
     def pattern(self, w: qg.Quantized, x: qg.Array) -> Any:
         return qg.dot(w, x)
-
-    def check(self, m: qg.Match, w: Any, x: Any) -> None:
-        m.require(x.type.packing is None, "both operands are quantized", x)
-        axis = w.type.packing.axis
-        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
     def rewrite(self, m: qg.Match, w: Any, x: Any) -> qg.Array:
         flipped = qg.swapaxes(w, -1, -2)
@@ -75,13 +74,8 @@ class BothOperands(qg.Rule):
         return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
 
 
-class Gather(qg.Rule):
+class Gather(Product):
     """gather_mm(x, w, …) → gather_qmm(x, w, …)."""
-
-    def check(self, m: qg.Match, x: Any, w: Any, **_: Any) -> None:
-        m.require(x.type.packing is None, "both operands are quantized", x)
-        axis = w.type.packing.axis
-        m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
     def rewrite(self, m: qg.Match, x: Any, w: Any, **indices: Any) -> qg.Array:
         transpose, op = w.type.packing.axis == -2, m.root.op

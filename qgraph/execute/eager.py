@@ -40,7 +40,7 @@ class Eager:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _program(self, op: Op, types: tuple[TensorType, ...]) -> tuple[Flat, tuple[TensorType, ...]]:
-        key = (op, types, str(mx.default_device()) if any(t.packing for t in types) else None)
+        key = (op, types, mx.default_device().type)  # emission may depend on it
         with self._lock:
             found = self._programs.get(key)
         if found is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qgraph._errors import QGraphError
 from qgraph.execute.vmap import PRODUCTS, first_activations
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.op import Constant, Input, Operand, Storage
+from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
 
@@ -69,7 +69,7 @@ class _Writer:
         if node.op.name in PRODUCTS:
             self.guard(node.inputs[0])
         operands = tuple(self.names[v] for v in node.inputs)
-        result = node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
+        result = nothing(node) or node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
         if len(node.outputs) == 1 and result in operands:
             self.names[node.outputs[0]] = result  # a view that moves nothing
             return
@@ -102,6 +102,14 @@ class _Writer:
         """One statement with the user's line behind it."""
         note = comment(node)
         self.lines.append(f"    {text}" + (f"  # {note}" if note else ""))
+
+
+def nothing(node: Node) -> str:
+    """Source of a dense result without elements: on such operands MLX's kernels may die or never return."""
+    t = node.types[0]
+    if t.size or t.packing or len(node.outputs) > 1:
+        return ""
+    return f"mx.zeros({t.shape}, {literal(t.dtype)})"
 
 
 def flat(operand: Operand) -> tuple[str, ...]:

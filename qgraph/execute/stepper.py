@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import mlx.core as mx
-
 from qgraph.execute.eager import EAGER
 from qgraph.ir.op import Op
 from qgraph.ops.dispatch import interpreting, type_of
@@ -22,26 +20,6 @@ class Concrete(ArrayMethods):
     def __init__(self, array: Any) -> None:
         self.array = array
         self._type = type_of(array)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        return self._type.shape
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """The logical dtype."""
-        return self._type.dtype.mlx
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self._type.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self._type.size
 
     def __hash__(self) -> int:
         """By identity."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph.ir.types import TensorType
 from qgraph.ops import elementwise as e
 from qgraph.ops import indexing, linear, reduce, scan, shape, updates
 from qgraph.ops.dispatch import Array, ArrayLike
@@ -100,6 +101,32 @@ class ArrayMethods:
     """What an array can do, in terms of the `qg` functions. Subclasses give shape and dtype."""
 
     __slots__ = ()
+    _type: TensorType
+
+    @property
+    def type(self) -> TensorType:
+        """Shape, dtype and packing."""
+        return self._type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape."""
+        return self._type.shape
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The logical dtype, as MLX's."""
+        return self._type.dtype.mlx
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self._type.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._type.size
 
     @property
     def T(self) -> Array:

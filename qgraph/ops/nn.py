@@ -10,7 +10,7 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
-from qgraph.ir.op import Op, Operand, Types, literal
+from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.elementwise import add, logaddexp, maximum, multiply, power, sigmoid, silu, tanh
@@ -165,8 +165,6 @@ class Rope(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.fast.rope`."""
-        if inputs[0].size == 0:
-            return f"mx.zeros({outputs[0].shape}, {literal(outputs[0].dtype)})"
         x, *rest = operands
         offset = rest.pop(0) if self.offset is None else self.offset
         freqs = f", freqs={rest[0]}" if rest else ""

@@ -27,6 +27,14 @@ class Pattern(ArrayMethods):
     __slots__ = ("__dict__",)
     name: str = ""
 
+    def __getattr__(self, name: str) -> Any:
+        if name != "_type":
+            raise AttributeError(name)
+        raise RuleError(
+            f"{self} is part of a pattern: it has no shape yet",
+            fix="use functions of one op in a pattern (qg.transpose for .swapaxes), and shapes in check",
+        )
+
     def named(self, name: str) -> Any:
         """Name an interior value: ``m["base"]`` in check and rewrite."""
         self.name = name

@@ -29,31 +29,6 @@ class Tracer(ArrayMethods):
         self.value = value
         self._type: TensorType = value.type
 
-    @property
-    def type(self) -> TensorType:
-        """Shape, dtype and packing."""
-        return self._type
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        return self._type.shape
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """The logical dtype, as MLX's."""
-        return self._type.dtype.mlx
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self._type.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self._type.size
-
     def __repr__(self) -> str:
         return f"Tracer({self._type}, made by {self.value.op.name})"
 

@@ -440,3 +440,15 @@ def test_the_graph_after_any_pass_is_kept():
     assert ops(result.after("quantize-dot")) == {"quantized_matmul": 1}
     with pytest.raises(qg.RuleError, match="no pass 'fuse-loras' ran"):
         result.after("fuse-loras")
+
+
+def test_a_pattern_that_needs_shapes_says_so():
+    class Shaped(qg.Rule):
+        def pattern(self, x):
+            return qg.swapaxes(x, 0, 1)
+
+        def rewrite(self, m, x):
+            return x
+
+    with pytest.raises(qg.RuleError, match="is part of a pattern: it has no shape yet"):
+        apply(graph_of(lambda x: x.T, normal(2, 3)), Shaped())
