@@ -21,13 +21,10 @@ from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.packed import storage_permutation
-from qgraph.ops.quantized import Contiguous, Dequantize, QuantizedMatmul
+from qgraph.ops.quantized import PRODUCTS, Contiguous, Dequantize, QuantizedMatmul
 from qgraph.ops.shape import Transpose
 from qgraph.rewrite import Context
 from qgraph.rewrite.report import make_report
-
-# Ops that multiply by a packed operand, the activations being operand 0.
-PRODUCTS = ("quantized_matmul", "quantized_lora_matmul", "gather_qmm")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 
 from qgraph._errors import QGraphError
-from qgraph.execute.vmap import PRODUCTS, first_activations
+from qgraph.execute.vmap import first_activations
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
+from qgraph.ops.quantized import PRODUCTS
 
 GUARD = "refuse_vmap"
 

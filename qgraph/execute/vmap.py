@@ -14,9 +14,7 @@ import mlx.core as mx
 
 from qgraph._errors import TraceError
 from qgraph.ir.graph import Graph, Value
-
-# Operand 0 of these ops is what a vmap would map.
-PRODUCTS = ("quantized_matmul", "quantized_lora_matmul", "gather_qmm")
+from qgraph.ops.quantized import PRODUCTS
 
 
 @mx.custom_function

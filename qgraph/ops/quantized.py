@@ -20,6 +20,10 @@ from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.shape import Transpose
 from qgraph.quant import Quantization
 
+# The ops that multiply by a packed operand (the activations are operand 0), and all that read packed words.
+PRODUCTS = ("quantized_matmul", "quantized_lora_matmul", "gather_qmm")
+KERNELS = (*PRODUCTS, "quantized_take")
+
 # MLX divides nvfp4's global scale by the largest values of its two formats, 448 (e4m3) and 6 (e2m1).
 GLOBAL_SCALE_DIVISOR = 448 * 6
 DEFAULT = Quantization()

@@ -9,9 +9,9 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Input
 from qgraph.ir.origin import Source
 from qgraph.ir.text import names_of, print_node
+from qgraph.ops.quantized import KERNELS
 from qgraph.rewrite.context import Context
 
-KERNELS = ("quantized_matmul", "quantized_lora_matmul", "quantized_take", "gather_qmm")
 READERS = ("dot", "gather_mm", "take")  # ops that have a quantized kernel
 UNPACKING = "dequantize"
 
