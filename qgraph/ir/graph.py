@@ -56,7 +56,7 @@ class Node:
         _set(self, "inputs", inputs)
         _set(self, "origin", origin)
         _set(self, "_digest", None)
-        _set(self, "outputs", tuple(Value(self, i, t) for i, t in enumerate(types)))
+        _set(self, "outputs", tuple([Value(self, i, t) for i, t in enumerate(types)]))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Node is immutable; cannot set {name!r}")
@@ -88,7 +88,7 @@ class Builder:
         found = self._nodes.get(key)
         if found is not None:
             return found
-        signature = (op, *(v.type for v in inputs))
+        signature = (op, *[v.type for v in inputs])
         types = self._inferred.get(signature)
         if types is None:
             inferred = op.infer(*signature[1:])

@@ -36,6 +36,7 @@ class Elementwise(Op):
     elementwise = True
     rule: ClassVar[Rule]
     arity: ClassVar[int] = 1
+    _one: ClassVar[Elementwise]
 
     def infer(self, *types: TensorType) -> TensorType:
         """Broadcast shape; dtype by the rule."""
@@ -44,13 +45,17 @@ class Elementwise(Op):
         dtype = type(self).rule(promote(*(t.dtype for t in types)))
         return TensorType(broadcast_shapes(*(t.shape for t in types)), dtype)
 
-    # No parameters: an op is its class. (As a dataclass each of the sixty would cost half a millisecond of
-    # the import, and all would have one hash.)
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
+    # No parameters, so one instance each: a key compares and hashes it by identity. (As a dataclass each of
+    # the sixty would also cost half a millisecond of the import.)
+    def __new__(cls) -> Elementwise:
+        one = cls.__dict__.get("_one")
+        if one is None:
+            one = super().__new__(cls)
+            cls._one = one
+        return one
 
-    def __hash__(self) -> int:
-        return hash(type(self))
+    __eq__ = object.__eq__  # pyright: ignore[reportAssignmentType]
+    __hash__ = object.__hash__
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"an op is immutable; cannot set {name!r}")

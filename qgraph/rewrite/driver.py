@@ -127,7 +127,7 @@ class _Sweep:
             if depth > 0:
                 self.miss(compiled, node, reason(), at, depth)
             return None
-        if any(n in self.done for n in found.nodes):
+        if not self.done.isdisjoint(found.nodes):
             return None  # overlaps a rewrite of this sweep: the next one sees its result
         return self.rewrite(compiled, node, found)
 

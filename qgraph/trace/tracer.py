@@ -151,8 +151,8 @@ class Trace:
             error.node = error.node or f"{op}({', '.join(str(v.type) for v in values)})"
             error.where = error.where or (origin.source.sentence() if origin.source.known else None)
             raise
-        results = tuple(Tracer(self, v) for v in node.outputs)
-        return results[0] if len(results) == 1 else results
+        outputs = node.outputs
+        return Tracer(self, outputs[0]) if len(outputs) == 1 else tuple(Tracer(self, v) for v in outputs)
 
     def lift(self, x: Any) -> Value:
         """The value of an operand; an array from outside becomes a captured input."""
