@@ -7,6 +7,7 @@ from types import TracebackType
 
 import mlx.core as mx
 
+from qgraph import ops
 from qgraph._errors import TraceError
 from qgraph.ir.origin import Source, is_library
 
@@ -31,9 +32,16 @@ def foreign_call(error: Exception) -> TraceError | None:
         message = f"an mx.array on the left of {what} with a traced value on its right: MLX refuses it"
         return TraceError(message, where=_sentence(source), fix=_ON_THE_LEFT)
     called = _full_name(name, source)
-    use = f"use qg.{called.removeprefix('fast.')}" if called else "use the qg function of its name"
     message = f"{f'mx.{called}' if called else 'a function of mlx.core'} was called on a traced value"
-    return TraceError(message, where=_sentence(source), fix=f"{use}, or trace with qg.optimize")
+    return TraceError(message, where=_sentence(source), fix=_instead(called.removeprefix("fast.")))
+
+
+def _instead(called: str) -> str:
+    """What to write in place of the function of MLX."""
+    if not called:
+        return "use the qg function of its name"
+    known = hasattr(ops.random, called[7:]) if called.startswith("random.") else hasattr(ops, called)
+    return f"use qg.{called}" if known else f"compose it of qg functions: there is no qg.{called}"
 
 
 def _refuses_ours(text: str, name: str) -> bool:
