@@ -10,7 +10,7 @@ from qgraph.ir.op import Input
 
 def node_digest(node: Node) -> bytes:
     """The Merkle digest of a node whose operands' digests are known."""
-    known = node._digest  # pyright: ignore[reportPrivateUsage]
+    known = node._digest
     if known is None:
         h = blake2b(str(node.op).encode(), digest_size=16)
         if isinstance(node.op, Input):

@@ -154,11 +154,11 @@ class Constant(Op):
 
     def __eq__(self, other: object) -> bool:
         """Equal when the bits are."""
-        return isinstance(other, Constant) and self._key == other._key  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+        return isinstance(other, Constant) and self._key == other._key  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
     def __hash__(self) -> int:
         """Of the printed elements."""
-        return hash(self._key)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
+        return hash(self._key)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType]
 
     def infer(self) -> TensorType:
         """The declared shape and dtype."""

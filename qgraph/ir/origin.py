@@ -110,7 +110,7 @@ def is_library(code: CodeType) -> bool:
 
 def user_source(depth: int = 2) -> Source:
     """The innermost frame outside qgraph, `depth` frames up or more."""
-    frame = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]
+    frame = sys._getframe(depth)
     while frame is not None:
         if not is_library(frame.f_code):
             return Source(frame.f_code, frame.f_lasti)

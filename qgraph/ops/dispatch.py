@@ -124,10 +124,10 @@ def type_of(x: ArrayLike) -> TensorType:
 
 
 def _quantized_type(x: QuantizedTensor) -> TensorType:
-    if x._type is None:  # pyright: ignore[reportPrivateUsage]
+    if x._type is None:
         packing = Packing(x.quantization, dtype_of(x.scales.dtype), x.axis, x.global_scale is not None)
         object.__setattr__(x, "_type", TensorType(tuple(x.shape), dtype_of(x.dtype), packing))
-    found: TensorType = x._type  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+    found: TensorType = x._type  # pyright: ignore[reportAssignmentType]
     return found
 
 
@@ -141,7 +141,7 @@ def operand(x: ArrayLike, like: DType | None = None) -> Any:
     if isinstance(x, Scalar):
         return apply(Constant((x,), (), _weak_dtype(x, like)))
     if hasattr(x, "__array__") or isinstance(x, (list, tuple)):
-        return mx.array(x)  # pyright: ignore[reportUnknownArgumentType]
+        return mx.array(x)
     raise DTypeError(
         f"expected an array or a number, found {type(x).__name__}",
         fix="pass an mx.array, a QuantizedTensor, a NumPy array, or a Python number",

@@ -157,10 +157,6 @@ class ArrayMethods:
         """Another shape, as numbers or as one sequence."""
         return shape.reshape(self, sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
 
-    def item(self) -> Any:
-        """The one element as a Python number; refused in a trace."""
-        raise NotImplementedError
-
 
 def _attach(cls: Any, names: dict[str, Callable[..., Any]]) -> None:
     for name, function in names.items():

@@ -9,9 +9,9 @@ its key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -33,20 +33,14 @@ class Draw(Op):
     """An op whose first operand is a key."""
 
     flops_per_element = 20  # some rounds of a hash function
+    drawn: ClassVar[Callable[..., TensorType]]  # the type of the numbers
+    call: ClassVar[Callable[..., str]]  # the MLX call as source, for the names of key and parameters
 
     def infer(self, key: TensorType, *parameters: TensorType) -> TensorType:
         """Check the key; `drawn` gives the type."""
         if key.shape != (2,) or key.dtype is not U32:
             raise DTypeError(f"{self.name}: the key is {key}, not u32[2]", fix="pass qg.random.key(seed)")
         return self.drawn(*parameters)
-
-    def drawn(self, *parameters: TensorType) -> TensorType:
-        """The type of the numbers."""
-        raise NotImplementedError
-
-    def call(self, key: str, *parameters: str) -> str:
-        """The MLX call as source."""
-        raise NotImplementedError
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """The call."""

@@ -119,7 +119,7 @@ def read_arrays(
         # the second time: so all is read here, or the whole load fails.
         for batch in _batches(header):
             with _reading(header):
-                mx.eval([arrays[e.name] for e in batch])  # pyright: ignore[reportUnknownMemberType]
+                mx.eval([arrays[e.name] for e in batch])
             done += sum(entry.nbytes for entry in batch)
             if progress is not None:
                 progress(done, total)
@@ -191,7 +191,7 @@ def _check_finite(triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array
         for entry in (triplet.scales, triplet.biases, triplet.global_scale)
         if entry is not None and entry.nbytes
     ]
-    mx.eval([finite for _, finite in parts])  # pyright: ignore[reportUnknownMemberType]
+    mx.eval([finite for _, finite in parts])
     for entry, finite in parts:
         if not finite.item():
             fix = "download it again, or pass allow_nonfinite=True"

@@ -67,7 +67,7 @@ def save(
         for name, leaf in leaves.items()
         if isinstance(leaf, QuantizedTensor)
     }
-    mx.eval(list(arrays.values()))  # pyright: ignore[reportUnknownMemberType]
+    mx.eval(list(arrays.values()))
     if path.suffix == ".safetensors":
         metadata = {"format": "mlx"}
         if schemes:

@@ -183,7 +183,7 @@ def _leaked(x: Tracer, here: Trace | None) -> TraceError:
     made = x.value.node.origin.source
     owner = x.trace.name or "a jitted function"
     return TraceError(
-        f"leaked tracer from {owner}: a traced {x._type} was kept and used "  # pyright: ignore[reportPrivateUsage]
+        f"leaked tracer from {owner}: a traced {x._type} was kept and used "
         + (f"while {here.name or 'another function'} is traced" if here else "after the trace ended"),
         node=f"a value of {x.value.op.name}" + (f", made at {made}" if made.known else ""),
         where=user_source(3).sentence(),

@@ -166,7 +166,7 @@ def paths(tree: Any, prefix: str, visit: Callable[[str], None]) -> None:
     if isinstance(tree, dict):
         children = [(str(k), v) for k, v in tree.items()]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     elif isinstance(tree, (list, tuple)):
-        names = getattr(type(tree), "_fields", None) or range(len(tree))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        names = getattr(type(tree), "_fields", None) or range(len(tree))  # pyright: ignore[reportUnknownArgumentType]
         children = [(str(n), v) for n, v in zip(names, tree, strict=True)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         children = [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree)]
