@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import mlx.core as mx
@@ -126,28 +126,30 @@ def untyped(token: tuple[Any, ...]) -> Any:
 
 def unflatten(spec: list[Any], leaves: list[Leaf]) -> Any:
     """The tree of `spec` with `leaves` in their places."""
-    tokens, arrays = iter(spec), iter(leaves)
+    return _build(iter(spec), iter(leaves))
 
-    def build() -> Any:
-        token = next(tokens)
-        if token == "leaf":
-            return next(arrays)
-        if token is None:
-            return None
-        if token == "dict":
-            return {key if type(key) is str else untyped(key): build() for key in next(tokens)}
-        if token in ("list", "tuple"):
-            items = [build() for _ in range(next(tokens))]
-            return items if token == "list" else tuple(items)
-        if token == "namedtuple":
-            kind = next(tokens)
-            return kind(*(build() for _ in kind._fields))
-        if token == "dataclass":
-            kind = next(tokens)
-            return _rebuild(kind, {f.name: build() for f in dataclasses.fields(kind)})
-        return untyped(token)
 
-    return build()
+# Not a closure that calls itself: such a one is a cycle, which would hold the leaves until Python's collector
+# comes by. An old cache that is still referenced is copied by MLX, a freed one is updated in place.
+def _build(tokens: Iterator[Any], arrays: Iterator[Leaf]) -> Any:
+    token = next(tokens)
+    if token == "leaf":
+        return next(arrays)
+    if token is None:
+        return None
+    if token == "dict":
+        names = next(tokens)
+        return {key if type(key) is str else untyped(key): _build(tokens, arrays) for key in names}
+    if token in ("list", "tuple"):
+        items = [_build(tokens, arrays) for _ in range(next(tokens))]
+        return items if token == "list" else tuple(items)
+    if token == "namedtuple":
+        kind = next(tokens)
+        return kind(*[_build(tokens, arrays) for _ in kind._fields])
+    if token == "dataclass":
+        kind = next(tokens)
+        return _rebuild(kind, {f.name: _build(tokens, arrays) for f in dataclasses.fields(kind)})
+    return untyped(token)
 
 
 def _rebuild(kind: Any, fields: dict[str, Any]) -> Any:
