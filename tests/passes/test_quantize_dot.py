@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qgraph as qg
+from qgraph.execute.emit import emit
+from qgraph.numeric import compare
+from qgraph.rewrite import Context
 from tests.agree import agree, normal, ops
 
 MODES = [("affine", b, g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
@@ -219,3 +222,18 @@ def test_a_mixture_of_experts_runs_through_gather_qmm(name, dtype):
     graph = agree(qg.jit(EXPERTS[name]), x, w, mx.array([3, 0, 0, 1]))
     assert ops(graph)["gather_qmm"] == 1
     assert not set(ops(graph)) & {"gather_mm", "dequantize", "transpose"}
+
+
+@pytest.mark.parametrize("device", ["metal", "cuda"])
+@pytest.mark.parametrize("name", [*VIEWS, *CONTRACTIONS])
+def test_the_rules_of_the_gpus_keep_the_meaning(name, device):
+    """On the graph alone: what MLX then runs there is not tested here."""
+    if name in VIEWS:
+        f, args = qg.jit(lambda x, w: x @ VIEWS[name][0](w)), (normal(3, 64), packed(32, 64))
+    else:
+        f, xshape, wshape = CONTRACTIONS[name]
+        f, args = qg.jit(f), (normal(*xshape), packed(*wshape))
+    before = f.graph(*args)
+    after = qg.Pipeline.parse(qg.rewrite.DEFAULT).run(before, Context(device=device)).graph
+    assert compare(before, after) is None
+    assert emit(after).source
