@@ -64,6 +64,13 @@ def test_transposes_compose_and_reshapes_merge():
     assert ops(agree(f, normal(2, 3, 4))) == {"reshape": 1}
 
 
+def test_transposes_compose_in_their_order():
+    f = qg.jit(lambda x: x.transpose(1, 2, 0).transpose(0, 2, 1))
+    x = normal(2, 3, 4)
+    assert ops(agree(f, x)) == {"transpose": 1}
+    assert f(x).shape == (3, 2, 4)
+
+
 def test_equal_nodes_are_one_and_dead_ones_are_gone():
     def f(x, y):
         qg.exp(y)
