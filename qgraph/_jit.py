@@ -275,16 +275,12 @@ def jit(
     >>> layer.cache_info().misses
     1
     """
-    text = pipeline or DEFAULT
+    passes = Pipeline.parse(pipeline or DEFAULT)
     if strict:
-        text = re.sub(r"legalize(\{\})?(?!\{)", "legalize{strict=true}", text)
+        passes = passes.with_option("strict", True)
     if function is None:
-        return partial(_make, text=text, maxsize=maxsize)
-    return _make(function, text, maxsize)
-
-
-def _make(function: Callable[..., Any], text: str, maxsize: int) -> JitFunction:
-    return JitFunction(function, Pipeline.parse(text), maxsize)
+        return partial(JitFunction, pipeline=passes, maxsize=maxsize)
+    return JitFunction(function, passes, maxsize)
 
 
 @cache

@@ -327,3 +327,11 @@ def test_a_pipeline_can_be_chosen() -> None:
     f = qg.jit(pipeline="canonicalize,legalize")(lambda x, w: x @ w.T)
     assert f.report(normal(1, 64), weight()).counts() == {"dequantize": 1}
     assert close(f(normal(1, 64), weight()), normal(1, 64) @ qg.dequantize(weight()).T, 1e-4)
+
+
+def test_numpy_arrays_are_arguments_like_any_other() -> None:
+    f = qg.jit(lambda tree, w: tree["x"] @ w.T + tree["b"])
+    tree = {"x": np.ones((2, 64), np.float32), "b": np.float32(1.0)}
+    w = qg.quantize(mx.ones((8, 64)))
+    assert f(tree, w).tolist() == [[65.0] * 8] * 2
+    assert [v.op.label for v in f.graph(tree, w).inputs] == ["tree.x", "tree.b", "w"]

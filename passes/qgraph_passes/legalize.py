@@ -21,7 +21,7 @@ from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.packed import storage_permutation
-from qgraph.ops.quantized import PRODUCTS, Contiguous, Dequantize, QuantizedMatmul
+from qgraph.ops.quantized import PRODUCTS, Contiguous, Dequantize, QuantizedMatmul, reads_storage
 from qgraph.ops.shape import Transpose
 from qgraph.rewrite import Context
 from qgraph.rewrite.report import make_report
@@ -75,17 +75,11 @@ class _Legal:
         node = self.node
         if node.op.name in PRODUCTS:
             return (self.product(inputs),)
-        if any(v.type.packing for v in inputs) and not self.reads_storage():
+        if any(v.type.packing for v in inputs) and not reads_storage(node):
             inputs = tuple(self.unpack(v) for v in inputs)
         if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
             return node.outputs
         return self.builder.add(node.op, inputs, node.origin).outputs
-
-    def reads_storage(self) -> bool:
-        """Whether the op, here, works on packed operands: a view whose result is dense does not."""
-        if self.node.op.name in ("dequantize", "quantized_take"):
-            return True
-        return self.node.op.packed and any(v.type.packing for v in self.node.outputs)
 
     def unpack(self, v: Value) -> Value:
         """`v` as numbers."""

@@ -22,12 +22,15 @@ from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.quantized import kernel_dtype
 from qgraph_passes.fold_transpose import ComposeTransposes
 
+KERNEL_DTYPES = ("f32", "f16", "bf16")
+
 
 class Product(qg.Rule):
     """What all products with one packed operand require."""
 
     def check(self, m: qg.Match, x: Any, w: Any, **_: Any) -> None:
         m.require(x.type.packing is None, "both operands are quantized", x)
+        m.require(m.type.dtype.name in KERNEL_DTYPES, f"there is no kernel for {m.type.dtype}", x)
         axis = w.type.packing.axis
         m.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)
 
@@ -112,7 +115,7 @@ class GatherNone(Gather):
 
 def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:
     """Call a quantized kernel such that the result has `dtype`, with casts where MLX's rule differs."""
-    if kernel_dtype(x.type, w.type.packing).dtype is not dtype:
+    if not x.type.dtype.is_float or kernel_dtype(x.type, w.type.packing).dtype is not dtype:
         x = qg.astype(x, promote(x.type.dtype, dtype).mlx)
     return qg.astype(function(x, w, **options), dtype.mlx)
 

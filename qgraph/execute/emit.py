@@ -16,7 +16,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
-from qgraph.ops.quantized import PRODUCTS
+from qgraph.ops.quantized import PRODUCTS, reads_storage
 
 GUARD = "refuse_vmap"
 
@@ -143,7 +143,7 @@ def emit(graph: Graph) -> Emitted:
 
 def _check_legal(node: Node) -> None:
     for v in node.inputs:
-        if v.type.packing is not None and not node.op.packed:
+        if v.type.packing is not None and not reads_storage(node):
             raise QGraphError(
                 f"{node.op.name} cannot read the packed operand {v.type}",
                 fix="put `legalize` into the pipeline: it dequantizes such operands and reports why",

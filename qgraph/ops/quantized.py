@@ -14,6 +14,7 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import F32, U8, promote
+from qgraph.ir.graph import Node
 from qgraph.ir.op import Op, Operand, Storage, Types, literal
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
@@ -23,6 +24,17 @@ from qgraph.quant import Quantization
 # The ops that multiply by a packed operand (the activations are operand 0), and all that read packed words.
 PRODUCTS = ("quantized_matmul", "quantized_lora_matmul", "gather_qmm")
 KERNELS = (*PRODUCTS, "quantized_take")
+
+
+def reads_storage(node: Node) -> bool:
+    """Whether a node works on its packed operands as they are stored.
+
+    A kernel does; so does a view, if its result is packed too.
+    """
+    if node.op.name in (*KERNELS, "dequantize"):
+        return True
+    return node.op.packed and any(v.type.packing for v in node.outputs)
+
 
 # MLX divides nvfp4's global scale by the largest values of its two formats, 448 (e4m3) and 6 (e2m1).
 GLOBAL_SCALE_DIVISOR = 448 * 6

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from qgraph._errors import RuleError
 from qgraph.ir.graph import Node
 from qgraph.rewrite.match import Miss
 
@@ -31,6 +32,8 @@ class Statistics:
 
 def _fuel() -> int | None:
     text = os.environ.get("QGRAPH_FUEL", "")
+    if text and not text.isdecimal():
+        raise RuleError(f"QGRAPH_FUEL={text!r} is not a number of rewrites", fix="set it to 0, 1, 2, …")
     return int(text) if text else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from typing import Any
 
@@ -86,6 +86,19 @@ class Pipeline:
     def __str__(self) -> str:
         """The text that `parse` reads."""
         return ",".join(map(str, self.passes))
+
+    def with_option(self, name: str, value: object) -> Pipeline:
+        """The same passes with the option set wherever a pass has it.
+
+        Errors: RuleError when none has it: an option that does nothing would look like one that holds.
+        """
+        having = [any(f.name == name for f in fields(p)) for p in self.passes]
+        if not any(having):
+            raise RuleError(
+                f"no pass of {str(self)!r} has the option {name}", fix="add the pass that has it: legalize"
+            )
+        pairs = zip(self.passes, having, strict=True)
+        return Pipeline(tuple(replace(p, **{name: value}) if has else p for p, has in pairs))
 
     def check_order(self) -> None:
         """Errors: RuleError when a pass stands before one that it must follow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ T = TypeVar("T", bound=type[Rule] | type[Pass])
 
 _passes: dict[str, type[Pass]] = {}
 _discovered = False
+_discovering = threading.RLock()  # a thread that asks while another one loads waits for all of them
 
 
 def register(name: str) -> Callable[[T], T]:
@@ -57,12 +59,13 @@ def _add(made: type[Pass], replace: type[Pass] | None) -> None:
 def passes() -> dict[str, type[Pass]]:
     """All passes by name; the installed distributions are asked once."""
     global _discovered
-    if not _discovered:
-        _discovered = True
-        for point in entry_points(group="qgraph.passes"):
-            for made in point.load():
-                _add(made, _passes.get(made.name))
-    return dict(_passes)
+    with _discovering:
+        if not _discovered:
+            for point in entry_points(group="qgraph.passes"):
+                for made in point.load():
+                    _add(made, _passes.get(made.name))
+            _discovered = True
+        return dict(_passes)
 
 
 def pass_named(name: str) -> type[Pass]:

@@ -162,7 +162,8 @@ def _rebuild(kind: Any, fields: dict[str, Any]) -> Any:
 def paths(tree: Any, prefix: str, visit: Callable[[str], None]) -> None:
     """Call `visit` with the dotted path of every leaf, in `flatten`'s order."""
     children: list[tuple[str, Any]]
-    if isinstance(tree, (mx.array, QuantizedTensor)) or hasattr(tree, "_type"):
+    kind = cast(Any, type(tree))
+    if kind in _ARRAYS or hasattr(tree, "_type") or getattr(kind, "__array__", None) is not None:
         visit(prefix)
         return
     if isinstance(tree, dict):

@@ -237,3 +237,20 @@ def test_the_rules_of_the_gpus_keep_the_meaning(name, device):
     after = qg.Pipeline.parse(qg.rewrite.DEFAULT).run(before, Context(device=device)).graph
     assert compare(before, after) is None
     assert emit(after).source
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.uint8])
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_integer_activations_promote_as_in_the_dense_dot(dtype, mode):
+    x, w = mx.array([[1, 0, 1, 1] * 16] * 3).astype(dtype), packed(32, 64, mode=mode)
+    f = qg.jit(lambda x, w: x @ w.T)
+    assert ops(agree(f, x, w))["quantized_matmul"] == 1
+    assert f(x, w).dtype == mx.float32
+
+
+def test_a_dtype_without_a_kernel_is_dequantized_with_the_reason():
+    f = qg.jit(lambda x, w: x @ w.T)
+    x, w = mx.ones((2, 64), mx.complex64), packed(32, 64)
+    assert "dequantize" in ops(f.optimized(x, w))
+    assert "there is no kernel for c64" in str(f.report(x, w))
+    assert f(x, w).dtype == mx.complex64

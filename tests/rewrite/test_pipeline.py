@@ -8,6 +8,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.ir import digest, parse_graph
+from qgraph.rewrite import Context
 from tests.agree import normal, ops
 from tests.rewrite.test_rules import DoubleNegation, graph_of
 
@@ -152,3 +153,48 @@ def test_the_graph_after_any_pass_is_kept():
     assert ops(result.after("quantize-dot")) == {"quantized_matmul": 1}
     with pytest.raises(qg.RuleError, match="no pass 'fuse-loras' ran"):
         result.after("fuse-loras")
+
+
+@pytest.mark.parametrize("text", ["legalize{strict=false}", "legalize{}", "canonicalize, legalize"])
+def test_strict_holds_however_the_pipeline_is_spelled(text):
+    f = qg.jit(pipeline=text, strict=True)(lambda x, w: x @ w.T)
+    with pytest.raises(qg.StrictError):
+        f(normal(2, 64), qg.quantize(normal(32, 64)))
+
+
+def test_strict_without_a_pass_that_can_be_strict_is_an_error():
+    with pytest.raises(qg.RuleError, match="has the option strict"):
+        qg.jit(pipeline="canonicalize", strict=True)(lambda x: x)
+
+
+@pytest.mark.parametrize("cut", [16, 64])
+def test_a_pipeline_without_legalize_is_refused_where_it_would_emit_nonsense(cut):
+    f = qg.jit(pipeline="canonicalize")(lambda x, w: x @ w[:, :cut].T)
+    with pytest.raises(qg.QGraphError, match="put `legalize` into the pipeline"):
+        f(normal(2, cut), qg.quantize(normal(32, 64)))
+
+
+def test_fuel_that_is_no_number_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("QGRAPH_FUEL", "abc")
+    with pytest.raises(qg.RuleError, match="QGRAPH_FUEL='abc'"):
+        Context()
+
+
+def test_the_first_use_may_come_from_many_threads_at_once():
+    """In a fresh process, where no pass has been loaded yet."""
+    import subprocess
+    import sys
+
+    script = (
+        "import threading, mlx.core as mx, qgraph as qg\n"
+        "gate, wrong = threading.Barrier(8), []\n"
+        "def go():\n"
+        "    gate.wait()\n"
+        "    try: qg.quantize(mx.ones((8, 64)))\n"
+        "    except Exception as error: wrong.append(error)\n"
+        "threads = [threading.Thread(target=go) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "print(wrong)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
