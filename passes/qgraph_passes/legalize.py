@@ -74,7 +74,8 @@ class _Legal:
         """The values that replace the node's results."""
         node = self.node
         if node.op.name in PRODUCTS:
-            return (self.product(inputs),)
+            x, w, *others = inputs  # the weight is the one operand that a kernel reads packed
+            return (self.product((self.unpack(x), w, *map(self.unpack, others))),)
         if any(v.type.packing for v in inputs) and not reads_storage(node):
             inputs = tuple(self.unpack(v) for v in inputs)
         if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):

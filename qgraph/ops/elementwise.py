@@ -30,6 +30,13 @@ def boolean(dtype: DType) -> DType:
     return BOOL
 
 
+def signed(dtype: DType) -> DType:
+    """The result has the operands' dtype, which must not be bool."""
+    if dtype is BOOL:
+        raise DTypeError("bool has no sign", fix="use qg.logical_not, or cast to an integer")
+    return dtype
+
+
 class Elementwise(Op):
     """An op on broadcast operands; `rule` gives the result's dtype from the promoted one."""
 
@@ -145,7 +152,7 @@ def _quotient(a: Any, b: Any) -> Any:
     return _np.true_divide(a, b)
 
 
-negative = _unary("negative", "-a", np.negative, same)
+negative = _unary("negative", "-a", np.negative, signed)
 abs = _unary("abs", "Absolute value", np.abs, same)
 sign = _unary("sign", "-1, 0 or 1 by the sign", np.sign, same)
 square = _unary("square", "a times a", np.square, same)

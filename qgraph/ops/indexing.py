@@ -63,8 +63,8 @@ class Take(Op):
         return TensorType((*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :]), a.dtype)
 
     def reference(self, a: Any, indices: Any) -> Any:
-        """NumPy's take."""
-        return np.take(a, indices, self.axis)
+        """NumPy's take; what is out of range is undefined, and wraps here."""
+        return np.take(a, indices, self.axis, mode="wrap")
 
 
 @frontend
