@@ -1,4 +1,7 @@
-"""Three answers that must agree: the float64 reference before any pass, after every pass, and MLX."""
+"""Three answers that must agree: the float64 reference before any pass, after every pass, and MLX.
+
+`assert_close` is the one comparison of the tests, and `qgraph.numeric.tolerance` its one source of numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import numpy as np
 
 import qgraph as qg
 from qgraph.execute.reference import evaluate, to_numpy
-from qgraph.numeric.equivalence import TOLERANCE, relative_error
+from qgraph.ir.dtypes import F32, F64
+from qgraph.numeric import tolerance
+from qgraph.ops.dispatch import type_of
+from qgraph.quant import unpack
 
 
 def leaves_of(tree):
@@ -25,22 +31,53 @@ def agree(f, *args):
     expected = evaluate(result.before, inputs)
     for stage in result.history:
         for want, found in zip(expected, evaluate(stage.graph, inputs), strict=True):
-            error = relative_error(np.asarray(want), np.asarray(found))
-            assert error <= TOLERANCE, (stage.name, error, str(stage.graph))
+            assert_close(found, want, F64, path="reference", about=(stage.name, str(stage.graph)))
     for want, found in zip(expected, leaves_of(f(*args)), strict=True):
-        got = to_numpy(found)
-        assert got.shape == np.shape(want)
-        error = relative_error(np.asarray(want, np.float64), got.astype(np.float64))
-        assert error <= mlx_tolerance(found), (error, str(result.graph))
+        assert_close(found, want, about=str(result.graph))
     return result.graph
 
 
-def mlx_tolerance(x):
-    """Several roundings to the result's dtype; sums are float32 everywhere (path P2)."""
-    if qg.is_quantized(x):
-        return mlx_tolerance(mx.zeros((), x.dtype))
-    u = {mx.float32: 2.0**-24, mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11}.get(x.dtype, 0.0)
-    return 64 * u if x.dtype == mx.float32 else 4 * u
+def difference(found, exact, dtype=None, k=1, path="graph", magnitude=None):
+    """Why `found` is not `exact` within the tolerance of (dtype, k, path); empty if it is.
+
+    `dtype` is found's own unless given. `magnitude` is what errors of sums are relative to (`magnitude_of`);
+    for whole graphs and models it is the largest element.
+    """
+    dtype = dtype or (type_of(found).dtype if isinstance(found, mx.array | qg.QuantizedTensor) else F32)
+    found, exact = _numpy(found), _numpy(exact)
+    if exact.dtype.kind == "c" or found.dtype.kind == "c":
+        found, exact = (np.stack([x.real, x.imag]) for x in (found, exact))
+    if exact.dtype.kind != "f" and found.dtype.kind != "f":
+        return "" if np.array_equal(found, exact) else f"found {found!r}, expected {exact!r}"
+    if magnitude is None and path in ("graph", "model", "reference"):
+        magnitude = np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact))
+    return tolerance(dtype, k, path).problem(found, exact, 0.0 if magnitude is None else magnitude)
+
+
+def assert_close(found, exact, dtype=None, k=1, path="graph", magnitude=None, about=""):
+    """Assert that there is no `difference`."""
+    problem = difference(found, exact, dtype, k, path, magnitude)
+    assert not problem, (problem, about)
+
+
+def close(*args, **kwargs):
+    """Whether there is no `difference`."""
+    return not difference(*args, **kwargs)
+
+
+def magnitude_of(x, w, transpose=True):
+    """|x| (|scales| q + |biases|), what the error of x @ w.T (x @ w) is relative to; w packed or dense."""
+    if qg.is_quantized(w) and w.biases is not None:
+        sizes = (abs(part.astype(mx.float32)) for part in (w.scales, w.biases))
+        w = unpack(
+            qg.QuantizedTensor(w.packed, *sizes, w.quantization, dtype=mx.float32, axis=w.axis), mx.float32
+        )
+    size = np.abs(to_numpy(w))
+    return np.matmul(np.abs(to_numpy(x)), np.swapaxes(size, -1, -2) if transpose else size)
+
+
+def _numpy(x):
+    return to_numpy(x) if isinstance(x, mx.array | qg.QuantizedTensor) else np.asarray(x)
 
 
 def ops(graph):

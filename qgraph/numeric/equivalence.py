@@ -9,13 +9,15 @@ import numpy as np
 
 from qgraph._errors import VerifyError
 from qgraph.execute.reference import evaluate
+from qgraph.ir.dtypes import F64
 from qgraph.ir.graph import Graph
 from qgraph.ir.types import TensorType
+from qgraph.numeric.tolerance import tolerance
 from qgraph.rewrite.pipeline import install_numeric_check, verify_level
 
-# Reordered float64 sums differ by a few ulp per term; anything a wrong rewrite does is far larger.
-TOLERANCE = 1e-9
 SMALL = 10**8  # FLOPs up to which level 2 runs the reference
+# Of the largest element: reordered sums differ by a few ulp, and what a wrong rewrite does is far larger.
+SAME = tolerance(F64, path="reference").result
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def compare(before: Graph, after: Graph, seed: int = 0) -> Mismatch | None:
     inputs = random_inputs(before, seed)
     for i, (a, b) in enumerate(zip(evaluate(before, inputs), evaluate(after, inputs), strict=True)):
         error = relative_error(np.asarray(a), np.asarray(b))
-        if error > TOLERANCE:
+        if error > SAME:
             return Mismatch(i, error)
     return None
 

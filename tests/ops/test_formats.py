@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from qgraph.ir.dtypes import F32
+from qgraph.numeric import tolerance
 from qgraph.ops.formats import E2M1, e2m1, e4m3, e8m0, round_to_grid
 from qgraph.quant import Quantization
-from tests.tolerance import tolerance
 
 AFFINE = [Quantization(bits=b, group_size=g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
 FLOATING = [Quantization.of_mode(m) for m in ("mxfp4", "mxfp8", "nvfp4")]

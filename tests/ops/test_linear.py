@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import qgraph as qg
 from qgraph import DTypeError, ShapeError
 from qgraph.ir.dtypes import F32
+from qgraph.numeric import tolerance
 from tests.ops.cases import data, seeds
-from tests.tolerance import tolerance
 
 
 def check(found, exact, magnitude, k):

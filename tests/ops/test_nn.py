@@ -10,8 +10,8 @@ import pytest
 import qgraph as qg
 from qgraph import DTypeError, ShapeError
 from qgraph.ir.dtypes import BF16, F32
+from qgraph.numeric import tolerance
 from tests.ops.cases import data
-from tests.tolerance import tolerance
 
 
 def near(found, exact, magnitude=1.0, k=1):

@@ -13,10 +13,10 @@ from qgraph.execute.reference import evaluate, to_numpy
 from qgraph.ir import Builder, Graph, digest, parse_graph, print_graph, verify
 from qgraph.ir.dtypes import F32
 from qgraph.ir.op import Op
+from qgraph.numeric import tolerance
 from qgraph.ops.dispatch import apply, type_of
 from tests.ops.cases import Case, packed, seeds, turned
 from tests.ops.table import TABLE
-from tests.tolerance import tolerance
 
 NOT_RUN = {"input", "constant"}
 
