@@ -13,7 +13,7 @@ from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import BOOL, F32, I8, I16, I32, U8, U16, U32, DType, floating
 from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import TensorType, normalize_axis
-from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of, type_of
+from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of
 from qgraph.ops.elementwise import Rule, boolean, same
 
 Axis = int | Sequence[int] | None
@@ -40,6 +40,14 @@ def accumulating(dtype: DType) -> DType:
     if dtype in (U8, U16):
         return U32
     return I32 if dtype in (BOOL, I8, I16) else dtype
+
+
+def widens(dtype: DType) -> bool:
+    """Whether sums over elements of `dtype` are to be kept in float32: MLX's default is the storage type.
+
+    In bfloat16 a sum of ones ends at 256, and a softmax is off by several percent.
+    """
+    return dtype.is_float and dtype.size == 2
 
 
 def real_floating(dtype: DType) -> DType:
@@ -250,13 +258,11 @@ def std(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False, ddof: int = 
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """exp(x - max) / sum over `axes`; `precise` computes 16-bit operands in float32."""
+    """exp(x - max) / sum over `axes`; in float32 for 16-bit operands."""
 
     name = "softmax"
-    mlx = "mx.softmax({0}, axis={axes}, precise={precise})"
     flops_per_element = 12
     axes: tuple[int, ...] = ()
-    precise: bool = False
 
     def infer(self, x: TensorType) -> TensorType:
         """The type of x, which must be a float: MLX would truncate the quotients to integers."""
@@ -268,6 +274,11 @@ class Softmax(Op):
             normalize_axis(axis, x.ndim)
         return x.dense()
 
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.softmax`, whose `precise` means float32 inside."""
+        precise = ", precise=True" if widens(inputs[0].dtype) else ""
+        return f"mx.softmax({operands[0]}, axis={literal(self.axes)}{precise})"
+
     def reference(self, x: Any) -> Any:
         """NaN for a row of -inf alone, as in MLX."""
         with np.errstate(invalid="ignore"):
@@ -276,15 +287,16 @@ class Softmax(Op):
 
 
 @frontend
-def softmax(a: ArrayLike, /, axis: Axis = None, *, precise: bool | None = None) -> Array:
+def softmax(a: ArrayLike, /, axis: Axis = None, *, precise: bool = True) -> Array:
     """The softmax over `axis` (None: over all axes, as in MLX).
 
-    `precise` computes in float32; by default it does so for 16-bit operands, whose sums would otherwise
-    be off by several percent.  Errors: DTypeError for integers.  Source: mlx.core.softmax.
+    16-bit operands are computed in float32 whatever `precise` says, an argument of MLX's function: summed
+    in 16 bit the result would be off by several percent.
+    Errors: DTypeError for integers.  Source: mlx.core.softmax.
     """
+    del precise
     a = operand(a)
-    narrow = type_of(a).dtype.size == 2
-    return apply(Softmax(_axes(axis, a), narrow if precise is None else precise), a)
+    return apply(Softmax(_axes(axis, a)), a)
 
 
 @dataclass(frozen=True)

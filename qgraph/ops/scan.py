@@ -9,10 +9,11 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from qgraph.ir.dtypes import BOOL, I32, DType, floating
-from qgraph.ir.op import Op
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.elementwise import Rule, same
+from qgraph.ops.reduce import widens
 from qgraph.ops.shape import flatten
 
 __all__ = ["cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"]
@@ -34,6 +35,13 @@ class Cumulative(Op):
         """The shape of x."""
         normalize_axis(self.axis, x.ndim)
         return TensorType(x.shape, type(self).rule(x.dtype))
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The template; 16-bit operands run in float32, since MLX would keep the running result in 16 bit."""
+        if not widens(inputs[0].dtype):
+            return super().emit(operands, inputs, outputs)
+        wide = super().emit((f"{operands[0]}.astype(mx.float32)",), inputs, outputs)
+        return f"{wide}.astype({literal(outputs[0].dtype)})"
 
     def run(self, x: Any, accumulate: Callable[..., Any], start: Any) -> Any:
         """`accumulate` along the axis, from the other end and shifted by one as the parameters say."""

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.blocks import like
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of, type_of
 from qgraph.ops.indexing import Subscript, TakeAlongAxis, index_operand
+from qgraph.ops.reduce import widens
 from qgraph.ops.shape import flatten, reshape, transpose
 
 __all__ = ["At", "put_along_axis"]
@@ -132,7 +133,11 @@ class IndexUpdate(Op):
             return a  # MLX divides by the size of an update
         index = self.subscript(operands[2:], inputs)
         if self.kind != "set":
-            return f"{a}.at[{index}].{self.kind}({update})"
+            if not widens(inputs[0].dtype) or "array" not in self.index:
+                return f"{a}.at[{index}].{self.kind}({update})"
+            # An index may repeat, and MLX would keep the sum of its updates in 16 bit.
+            a, update = (f"{x}.astype(mx.float32)" for x in (a, update))
+            return f"{a}.at[{index}].{self.kind}({update}).astype({literal(outputs[0].dtype)})"
         return f"(copy := mx.array({a})).__setitem__(({index},), {update}) or copy"
 
     def subscript(self, indices: tuple[str, ...], inputs: Types) -> str:
