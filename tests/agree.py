@@ -41,7 +41,7 @@ def difference(found, exact, dtype=None, k=1, path="graph", magnitude=None):
     """Why `found` is not `exact` within the tolerance of (dtype, k, path); empty if it is.
 
     `dtype` is found's own unless given. `magnitude` is what errors of sums are relative to (`magnitude_of`);
-    for whole graphs and models it is the largest element.
+    for whole graphs it is the largest element, for models the root mean square.
     """
     dtype = dtype or (type_of(found).dtype if isinstance(found, mx.array | qg.QuantizedTensor) else F32)
     found, exact = _numpy(found), _numpy(exact)
@@ -49,9 +49,21 @@ def difference(found, exact, dtype=None, k=1, path="graph", magnitude=None):
         found, exact = (np.stack([x.real, x.imag]) for x in (found, exact))
     if exact.dtype.kind != "f" and found.dtype.kind != "f":
         return "" if np.array_equal(found, exact) else f"found {found!r}, expected {exact!r}"
-    if magnitude is None and path in ("graph", "model", "reference"):
-        magnitude = np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact))
-    return tolerance(dtype, k, path).problem(found, exact, 0.0 if magnitude is None else magnitude)
+    if magnitude is None:
+        magnitude = SIZES.get(path, lambda size: 0.0)(np.abs(exact[np.isfinite(exact)]))
+    return tolerance(dtype, k, path).problem(found, exact, magnitude)
+
+
+def _largest(size):
+    return np.max(size, initial=0.0)
+
+
+# What the paths of whole graphs are relative to.
+SIZES = {
+    "graph": _largest,
+    "reference": _largest,
+    "model": lambda size: np.sqrt(np.mean(np.square(size))),
+}
 
 
 def assert_close(found, exact, dtype=None, k=1, path="graph", magnitude=None, about=""):

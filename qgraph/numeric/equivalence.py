@@ -17,7 +17,7 @@ from qgraph.rewrite.pipeline import install_numeric_check, verify_level
 
 SMALL = 10**8  # FLOPs up to which level 2 runs the reference
 # Of the largest element: reordered sums differ by a few ulp, and what a wrong rewrite does is far larger.
-SAME = tolerance(F64, path="reference").result
+SAME = tolerance(F64, path="reference").terms
 
 
 @dataclass(frozen=True)

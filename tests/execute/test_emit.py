@@ -11,8 +11,8 @@ from qgraph.execute.emit import emit
 from qgraph.execute.program import Program
 from qgraph.execute.reference import evaluate, round_to, to_numpy
 from qgraph.ir import parse_graph
-from qgraph.ir.dtypes import BF16, F16, F32
-from tests.agree import normal
+from qgraph.ir.dtypes import BF16, F16, F32, F64
+from tests.agree import assert_close, normal
 
 
 def test_the_source_is_one_flat_function_of_mlx_calls():
@@ -57,7 +57,7 @@ def test_faithful_mode_rounds_every_result_and_ideal_mode_none():
     graph = f.graph(x)
     [ideal] = evaluate(graph, [to_numpy(x)])
     [faithful] = evaluate(graph, [to_numpy(x)], "faithful")
-    assert np.allclose(ideal, to_numpy(x), rtol=1e-12)
+    assert_close(ideal, x, F64, path="reference")
     assert faithful.tolist() == to_numpy(f(x)).tolist() == [0.0] * 4
 
 

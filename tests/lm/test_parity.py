@@ -11,6 +11,7 @@ import pytest
 import qgraph as qg
 from qgraph.quant import load, load_config
 from qgraph_examples import qwen3
+from tests.agree import assert_close
 from tests.lm.peer import MEDIUM, TINY, Peer, mixed, relative_error, tokenizer, write, write_adapter
 
 PROMPT = [3, 41, 17, 88, 5, 60, 22, 9, 71, 33, 50]
@@ -50,7 +51,7 @@ def assert_same_generation(model: Any, peer: Peer, count: int) -> None:
     tokens, logits = greedy(model, PROMPT, count)
     expected_tokens, expected_logits = peer.greedy(PROMPT, count)
     assert tokens == expected_tokens
-    assert relative_error(logits, expected_logits) < 1e-4
+    assert_close(logits, expected_logits, path="model")
     assert len(set(tokens)) > 10, "a constant sequence would prove little"
     assert model.step.cache_info().misses <= 3, "the check, a prompt, and the tokens after it"
 
@@ -61,7 +62,7 @@ def test_logits_of_all_positions(checkpoint: Path) -> None:
     cache = qwen3.make_cache(config, 1, 32, mx.float32)
     logits, _ = qg.jit(qwen3.forward)(params, mx.array([PROMPT]), cache, mx.array(0), config)
     assert logits.dtype == mx.float32
-    assert relative_error(np.array(logits[0]), Peer(checkpoint).logits(PROMPT)) < 1e-4
+    assert_close(logits[0], Peer(checkpoint).logits(PROMPT), path="model")
 
 
 def test_64_greedy_tokens(checkpoint: Path) -> None:
@@ -84,7 +85,7 @@ def test_trained_weights(tmp_path: Path) -> None:
         expected_tokens, expected_logits = peer.greedy(model.tokenizer.encode(prompt), len(answer) + 1)
         assert tokens == expected_tokens
         assert model.tokenizer.decode(tokens[:-1]) == answer
-        assert relative_error(logits, expected_logits) < 1e-4
+        assert_close(logits, expected_logits, path="model")
 
 
 def test_a_forward_pass_gives_logits_for_every_position(tmp_path: Path) -> None:
