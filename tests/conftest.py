@@ -1,10 +1,18 @@
-"""Hypothesis profiles: the same examples everywhere; HYPOTHESIS_PROFILE=explore draws new ones."""
+"""Hypothesis profiles: the same examples everywhere; HYPOTHESIS_PROFILE=explore draws new ones.
+
+"faults" is for runs with a seeded fault: they need a failure, not the smallest one.
+"""
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
+
+from tests.faults.plant import plant
+
+plant()  # before anything imports qgraph; nothing without QGRAPH_FAULT
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=QUIET)
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=QUIET)
+settings.register_profile("faults", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

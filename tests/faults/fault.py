@@ -1,0 +1,21 @@
+"""What a seeded fault is: a wrong line in the place of a right one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replace `right`, which stands once in `module`, by `wrong`."""
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+    def applied_to(self, source: str) -> str:
+        """The source with the fault. AssertionError unless its place is there, once."""
+        assert source.count(self.right) == 1, f"{self.name}: {self.right!r} × {source.count(self.right)}"
+        return source.replace(self.right, self.wrong)

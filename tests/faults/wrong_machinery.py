@@ -1,0 +1,208 @@
+"""Faults around the passes: lowering, matcher, graph, the keys of the jit, the checks of files."""
+
+from __future__ import annotations
+
+from tests.faults.fault import Fault
+
+PASSES, OPS, JIT = ("tests/passes",), ("tests/ops",), ("tests/jit", "tests/trace")
+QUANT, REWRITE, IR = ("tests/quant",), ("tests/rewrite",), ("tests/ir",)
+
+
+_LOWERING = [
+    Fault(
+        "scales-and-biases-swapped",
+        "qgraph.ops.quantized",
+        'f"mx.quantized_matmul({x}, {w.packed}, {w.scales}, {w.biases}, "',
+        'f"mx.quantized_matmul({x}, {w.packed}, {w.biases}, {w.scales}, "',
+        OPS,
+    ),
+    Fault(
+        "eight-bits-in-half-groups",
+        "qgraph.ops.quantized",
+        'return f"group_size={q.group_size}, bits={q.bits}, mode={q.mode!r}"',
+        "b, g = (8, 32) if (q.bits, q.group_size) == (4, 64) else (q.bits, q.group_size)\n"
+        '    return f"group_size={g}, bits={b}, mode={q.mode!r}"',
+        (*PASSES, "tests/test_readme.py"),
+    ),
+    Fault(
+        "global-scale-dropped",
+        "qgraph.ops.quantized",
+        "    if w.global_scale is None:\n        return call",
+        "    if w is not None:\n        return call",
+        PASSES,
+    ),
+    Fault(
+        "sums-in-bfloat16",
+        "qgraph_passes.legalize",
+        '        if self.context.device == "cpu":\n            return self.accumulate_in_f32(inputs)',
+        '        if self.context.device == "npu":\n            return self.accumulate_in_f32(inputs)',
+        (*PASSES, "tests/ops/test_accumulation.py"),
+    ),
+    Fault(
+        "softmax-in-bfloat16",
+        "qgraph.ops.reduce",
+        '", precise=True" if widens',
+        '", precise=False" if widens',
+        ("tests/ops/test_accumulation.py",),
+    ),
+    Fault(
+        "running-sums-in-bfloat16",
+        "qgraph.ops.scan",
+        "if not widens(inputs[0].dtype):",
+        "if widens(inputs[0].dtype) or True:",
+        ("tests/ops/test_accumulation.py",),
+    ),
+    Fault(
+        "dense-fallback-not-transposed",
+        "qgraph_passes.legalize",
+        "        if op.transpose:\n            axes",
+        "        if op.transpose and w.type.shape[-1] != w.type.shape[-2]:\n            axes",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "strided-storage-on-a-gpu",
+        "qgraph_passes.legalize",
+        "return permutation == tuple(range(len(permutation))) and _is_plain(w.node.inputs[0])",
+        "return True",
+        PASSES,
+    ),
+    Fault("strict-ignored", "qgraph_passes.legalize", "if self.strict:", "if not self.after:", PASSES),
+]
+
+_ENGINE = [
+    Fault(
+        "second-user-ignored",
+        "qgraph.rewrite.driver",
+        'if rule.shared != "refuse":',
+        'if rule.shared == "refuse":',
+        (*REWRITE, *PASSES),
+    ),
+    Fault(
+        "a-variable-matches-two-values",
+        "qgraph.rewrite.match",
+        "        if bound is value:\n            return then()",
+        "        if bound is not None:\n            return then()",
+        (*REWRITE, *PASSES),
+    ),
+    Fault(
+        "only-one-order-of-operands",
+        "qgraph.rewrite.match",
+        "commutes = node.op.commutes and",
+        "commutes = False and",
+        (*REWRITE, *PASSES),
+    ),
+    Fault(
+        "skipped-casts-lost",
+        "qgraph.rewrite.driver",
+        "            match.refuse_unasked()",
+        "            pass",
+        REWRITE,
+    ),
+    Fault(
+        "overlapping-rewrites",
+        "qgraph.rewrite.driver",
+        "if not self.done.isdisjoint(found.nodes):",
+        "if not found.nodes:",
+        (*REWRITE, *PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "ops-shared-whatever-their-parameters",
+        "qgraph.ir.graph",
+        "        key = (op, *inputs)",
+        "        key = (op.name if inputs else op, *inputs)",
+        IR,
+    ),
+    Fault(
+        "negative-zero-is-zero",
+        "qgraph.ir.op",
+        "(repr(self.data), self.shape, self.dtype.name)",
+        "(self.data, self.shape, self.dtype.name)",
+        (*IR, *JIT, "tests/test_jit.py"),
+    ),
+    Fault(
+        "digests-without-parameters",
+        "qgraph.ir.digest",
+        "h = blake2b(str(node.op).encode(), digest_size=16)",
+        "h = blake2b(node.op.name.encode(), digest_size=16)",
+        IR,
+    ),
+    Fault(
+        "types-not-verified",
+        "qgraph.ir.verify",
+        "    if types != node.types:",
+        "    if len(types) != len(node.types):",
+        (*IR, *REWRITE),
+    ),
+]
+
+_JIT = [
+    Fault(
+        "stale-closure",
+        "qgraph.trace.surroundings",
+        '            yield ("cell", i), _content(cell)',
+        '            yield ("cell", i), None',
+        (*JIT, "tests/test_jit_transforms.py"),
+    ),
+    Fault(
+        "stale-global",
+        "qgraph.trace.surroundings",
+        '            yield ("name", i), module.get(name)',
+        '            yield ("name", i), None',
+        (*JIT, "tests/test_jit_transforms.py"),
+    ),
+    Fault(
+        "aliases-confused",
+        "qgraph.trace.surroundings",
+        'spec.append(("alias", i, first))',
+        "pass",
+        JIT,
+    ),
+    Fault(
+        "true-is-one",
+        "qgraph.trace.tree",
+        "    return kind, value\n",
+        "    return object, value\n",
+        (*JIT, "tests/test_jit.py"),
+    ),
+    Fault(
+        "dtypes-not-in-the-key",
+        "qgraph.trace.tracer",
+        "(x.shape, x.dtype) if type(x) is mx.array",
+        "(x.shape,) if type(x) is mx.array",
+        (*JIT, "tests/test_jit.py"),
+    ),
+]
+
+_FILES = [
+    Fault(
+        "rows-of-scales-unchecked",
+        "qgraph.quant.triplet",
+        "if scales[:-1] != weight[:-1] or len(scales) != len(weight):",
+        "if len(scales) != len(weight):",
+        QUANT,
+    ),
+    Fault(
+        "nan-scales-accepted",
+        "qgraph.quant.checkpoint",
+        "        if not allow_nonfinite:",
+        "        if not layout:",
+        QUANT,
+    ),
+    Fault(
+        "duplicate-keys-accepted",
+        "qgraph.quant.strict_file",
+        "if len(found) != len(items):",
+        "if not items and found:",
+        QUANT,
+    ),
+    Fault(
+        "holes-accepted",
+        "qgraph.quant.safetensors_file",
+        "        if entry.start != at:",
+        "        if entry.start < at:",
+        QUANT,
+    ),
+]
+
+
+WRONG_MACHINERY = [*_LOWERING, *_ENGINE, *_JIT, *_FILES]

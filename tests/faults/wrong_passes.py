@@ -1,0 +1,183 @@
+"""Faults in the passes: what a careless rewrite could do."""
+
+from __future__ import annotations
+
+from tests.faults.fault import Fault
+
+PASSES, OPS = ("tests/passes",), ("tests/ops",)
+
+_QUANTIZE_DOT = [
+    Fault(
+        "left-operand-not-transposed-back",
+        "qgraph_passes.quantize_dot",
+        "return qg.swapaxes(qg.dot(qg.swapaxes(x, -1, -2), flipped), -1, -2)",
+        "return qg.reshape(qg.dot(qg.swapaxes(x, -1, -2), flipped), m.type.shape)",
+        PASSES,
+    ),
+    Fault(
+        "left-operand-not-flipped",
+        "qgraph_passes.quantize_dot",
+        "flipped = qg.swapaxes(w, -1, -2)",
+        "flipped = w if w.shape[-1] == w.shape[-2] else qg.swapaxes(w, -1, -2)",
+        (*PASSES, "tests/conformance"),
+    ),
+    Fault(
+        "experts-of-the-wrong-side",
+        "qgraph_passes.quantize_dot",
+        "gather = GatherQmm(op.lhs, op.rhs, op.sorted_indices, transpose)",
+        "gather = GatherQmm(op.rhs, op.lhs, op.sorted_indices, transpose)",
+        PASSES,
+    ),
+    Fault(
+        "experts-always-transposed",
+        "qgraph_passes.quantize_dot",
+        "transpose, op = w.type.packing.axis == -2, m.root.op",
+        "transpose, op = True, m.root.op",
+        (*PASSES, "tests/conformance"),
+    ),
+    Fault(
+        "batch-groups-as-columns",
+        "qgraph_passes.quantize_dot",
+        'm.require(axis in (-1, -2), f"groups run along axis {axis}, a batch axis of the product", w)',
+        "pass",
+        PASSES,
+    ),
+]
+
+_FUSE_LORA = [
+    Fault(
+        "lora-scale-dropped",
+        "qgraph_passes.fuse_lora",
+        "out = qg.quantized_lora_matmul(wide, w, a, b, s, transpose=transpose)",
+        "out = qg.quantized_lora_matmul(wide, w, a, b, 1.0, transpose=transpose)",
+        PASSES,
+    ),
+    Fault(
+        "lora-transpose-lost",
+        "qgraph_passes.fuse_lora",
+        "transpose = base.transpose",
+        "transpose = base.transpose or w.shape[0] == w.shape[1]",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "lora-of-any-rank",
+        "qgraph_passes.fuse_lora",
+        'm.require(a.shape[1] <= min(a.shape[0], b.shape[1]), f"rank {a.shape[1]} is not low", a)',
+        "pass",
+        PASSES,
+    ),
+    Fault(
+        "lora-branch-dropped-in-dense-fallback",
+        "qgraph_passes.legalize",
+        'if op.name != "quantized_lora_matmul":',
+        "if True:",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "lora-branch-not-scaled-when-emitted",
+        "qgraph.ops.quantized",
+        'low = f"mx.matmul({x}, {a}) * mx.reshape({scale}, ())"',
+        'low = f"mx.matmul({x}, {a})"',
+        OPS,
+    ),
+]
+
+_VIEWS = [
+    Fault(
+        "transposes-composed-backwards",
+        "qgraph_passes.fold_transpose",
+        "[inner.axes[a] for a in outer.axes]",
+        "[outer.axes[a] for a in inner.axes]",
+        PASSES,
+    ),
+    Fault(
+        "slice-sunk-on-the-wrong-axes",
+        "qgraph_passes.fold_transpose",
+        "back = [axes.index(i) for i in range(len(axes))]",
+        "back = list(axes)",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "concatenate-sunk-on-the-wrong-axis",
+        "qgraph_passes.fold_transpose",
+        "return Concatenate(axes[op.axis]), axes",
+        "return Concatenate(axes.index(op.axis)), axes",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "reshape-sunk-with-axes-in-the-wrong-order",
+        "qgraph_passes.fold_transpose",
+        "position = {new[k]: len(ones) + rank for rank, k in enumerate(stored)}",
+        "position = {new[k]: len(ones) + k for rank, k in enumerate(stored)}",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "packed-axis-lost-in-a-transpose",
+        "qgraph.ops.packed",
+        "moved = axes.index(t.ndim + t.packing.axis)",
+        "moved = axes[t.ndim + t.packing.axis]",
+        (*OPS, *PASSES),
+    ),
+    Fault(
+        "slices-that-cut-the-last-group",
+        "qgraph.ops.packed",
+        "if step != 1 or start % group or stop % group or start >= stop:",
+        "if step != 1 or start % group or start >= stop:",
+        OPS,
+    ),
+    Fault(
+        "words-counted-as-if-of-four-bits",
+        "qgraph.ops.packed",
+        "words = q.group_size * q.bits // 32",
+        "words = q.group_size * 4 // 32",
+        OPS,
+    ),
+    Fault(
+        "take-moves-the-wrong-axis-back",
+        "qgraph_passes.quantize_take",
+        "packed if packed < taken else packed - 1 + ids.ndim",
+        "packed",
+        PASSES,
+    ),
+    Fault(
+        "take-counts-the-packed-axis",
+        "qgraph_passes.quantize_take",
+        "axis=taken - (packed < taken)",
+        "axis=min(taken, w.ndim - 2)",
+        (*PASSES, "tests/fuzz"),
+    ),
+]
+
+_CANONICALIZE = [
+    Fault(
+        "one-over-x-is-x",
+        "qgraph_passes.canonicalize",
+        'if op.name == "multiply" and _is_one(x)',
+        "if _is_one(x)",
+        PASSES,
+    ),
+    Fault(
+        "zero-counts-as-one",
+        "qgraph_passes.canonicalize",
+        "set(value.op.data) == {1}",
+        "set(value.op.data) <= {0, 1}",
+        (*PASSES, "tests/fuzz"),
+    ),
+    Fault(
+        "rounding-casts-dropped",
+        "qgraph_passes.canonicalize",
+        "if promote(source.type.dtype, between) is not between or source.type.packing:",
+        "if source.type.packing:",
+        PASSES,
+    ),
+    Fault(
+        "sixteen-bit-constants-folded-unrounded",
+        "qgraph_passes.canonicalize",
+        "any(d.is_complex or (d.is_float and d.size == 2) for d in dtypes)",
+        "any(d.is_complex for d in dtypes)",
+        PASSES,
+    ),
+]
+
+
+WRONG_PASSES = [*_QUANTIZE_DOT, *_FUSE_LORA, *_VIEWS, *_CANONICALIZE]
