@@ -31,6 +31,7 @@ print("works")
 
 
 @pytest.mark.slow
+@pytest.mark.checkout
 def test_a_wheel_built_from_the_sdist_installs_and_works(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "build", "-o", str(tmp_path), str(ROOT)], check=True, capture_output=True
