@@ -116,6 +116,17 @@ def test_a_quantized_left_operand(rank, transposed):
     assert "dequantize" not in ops(graph)
 
 
+@pytest.mark.parametrize("name", ["x @ w", "x @ w.T", "w @ x", "w.T @ x"])
+def test_a_square_weight_whose_orientation_no_shape_can_tell(name):
+    forms = {
+        "x @ w": lambda x, w: x @ w,
+        "x @ w.T": lambda x, w: x @ w.T,
+        "w @ x": lambda x, w: w @ x,
+        "w.T @ x": lambda x, w: w.T @ x,
+    }
+    assert ops(agree(qg.jit(forms[name]), normal(64, 64), packed(64, 64)))["quantized_matmul"] == 1
+
+
 def test_two_quantized_operands_dequantize_the_smaller_and_say_so():
     f = qg.jit(lambda a, b: a @ b.T)
     a, b = packed(4, 64), packed(32, 64)
@@ -213,6 +224,10 @@ EXPERTS = {
     "rhs": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2), rhs_indices=i),
     "both": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2), i * 0, i),
     "in order": lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, -1, -2)),
+    "stored (in, out)": lambda x, w, i: qg.gather_mm(
+        x, qg.concatenate([w, w[:, :32]], axis=1), rhs_indices=i
+    ),
+    "square, stored (in, out)": lambda x, w, i: qg.gather_mm(x[..., :32], w[..., :32], rhs_indices=i),
 }
 
 
