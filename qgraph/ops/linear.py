@@ -100,7 +100,8 @@ def vecdot(a: ArrayLike, b: ArrayLike, axis: int = -1) -> Array:
     from qgraph.ops.shape import moveaxis
 
     a, b = moveaxis(a, axis, -1), moveaxis(b, axis, -1)
-    rows, columns = reshape(a, (*shape_of(a)[:-1], 1, -1)), reshape(b, (*shape_of(b), 1))
+    *lead, k = shape_of(a)
+    rows, columns = reshape(a, (*lead, 1, k)), reshape(b, (*shape_of(b), 1))
     out = dot(rows, columns)
     return reshape(out, shape_of(out)[:-2])
 

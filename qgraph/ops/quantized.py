@@ -92,7 +92,7 @@ class QuantizedMatmul(Op):
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.quantized_matmul`; MLX's kernel dies on empty operands, so those are zeros outright."""
         out, packing = outputs[0], stored(self.name, inputs[1])
-        if out.size == 0:
+        if out.size == 0 or inputs[0].size == 0:  # no results, or sums of no terms
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         x, w = operands
         call = (
@@ -228,6 +228,8 @@ def unpacked(w: Storage, t: TensorType, size: int) -> str:
     assert t.packing is not None
     q = t.packing.quantization
     arrays = [w.packed, w.scales, w.biases]
+    if q.has_biases and t.packing.scales is not t.dtype:  # MLX computes in the dtype of the scales
+        arrays[1:] = (f"{a}.astype(mx.float32)" for a in arrays[1:])
     odd = q.group_size == 16 and size % 32 != 0  # MLX unpacks 32 numbers at a time
     if odd:
         arrays = [a and f"mx.concatenate([{a}, {a}])" for a in arrays]
@@ -289,9 +291,9 @@ class Quantize(Op):
             )
         if w.ndim < 2:
             raise ShapeError(f"quantize: a value of rank {w.ndim}", fix="reshape it to a matrix")
-        if w.shape[-1] % q.group_size or w.size == 0:
+        if w.shape[-1] % q.group_size:
             raise ShapeError(
-                f"quantize: the last axis of {w.shape} is no positive multiple of group_size={q.group_size}",
+                f"quantize: the last axis of {w.shape} is not a multiple of group_size={q.group_size}",
                 fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
             )
         if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
@@ -300,8 +302,10 @@ class Quantize(Op):
         return TensorType(w.shape, w.dtype, Packing(q, scales, -1, bool(global_scale)))
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """One call that gives all components."""
+        """One call that gives all components; empty ones outright, on which MLX divides by zero."""
         w, *scale = operands
+        if inputs[0].size == 0:
+            return self._empty(inputs[0], scale)
         arguments = scheme_arguments(self.quantization)
         if scale:
             arguments += f", global_scale={scale[0]}"
@@ -309,6 +313,13 @@ class Quantize(Op):
         if inputs[0].size % 32:  # MLX packs 32 numbers at a time: pack them twice, keep one
             call = f"[part[0] for part in mx.quantize(mx.stack([{w}, {w}]), {arguments})]"
         return f"(*{call}, {scale[0]})" if scale else call
+
+    def _empty(self, w: TensorType, scale: list[Any]) -> str:
+        q, lead = self.quantization, w.shape[:-1]
+        words = f"mx.zeros({(*lead, q.words(w.shape[-1]))}, mx.uint32)"
+        dtype = literal(w.dtype if q.has_biases else U8)
+        groups = f"mx.zeros({(*lead, w.shape[-1] // q.group_size)}, {dtype})"
+        return f"({', '.join([words, groups, *[groups] * q.has_biases, *scale])})"
 
     def reference(self, w: Any, *global_scale: Any) -> Any:
         """The numbers after rounding to the grid."""
