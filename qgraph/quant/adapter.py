@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from qgraph._errors import CheckpointError
 from qgraph.quant.checkpoint import read_arrays
+from qgraph.quant.memory import check_memory
 from qgraph.quant.safetensors_file import Entry, read_header
-from qgraph.quant.strict_file import as_object, clip, json_name, read_json, refuse
+from qgraph.quant.strict_file import as_object, clip, json_name, read_json, refuse, sealed
 from qgraph.quant.tensor import QuantizedTensor
 
 CONFIG = "adapter_config.json"
@@ -55,6 +56,7 @@ class Adapter:
         return tuple(sorted({name.rpartition(".")[0] for name in self.tensors}))
 
 
+@sealed
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Load an adapter folder: adapter_config.json and adapters.safetensors.
 
@@ -70,15 +72,16 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
       fix: pass the folder with adapter_config.json and adapters.safetensors
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         fix = f"pass the folder with {CONFIG} and {TENSORS}"
         raise refuse(folder, "no such folder", fix=fix)
-    if (folder / "adapter_model.safetensors").exists() and not (folder / TENSORS).exists():
+    if os.path.lexists(folder / "adapter_model.safetensors") and not os.path.lexists(folder / TENSORS):
         cause = "is an adapter of PEFT: other names, transposed, and scaled by alpha / rank"
         raise refuse(folder, cause, fix="convert it to mlx-lm's layout")
     config = _read_config(folder / CONFIG)
     header = read_header(folder / TENSORS)
     _check_entries(header.path, header.entries, config["lora_parameters"]["rank"])
+    check_memory(header.path, sum(entry.nbytes for entry in header.entries.values()))
     tensors = read_arrays(header)
     finite = {name: mx.all(mx.isfinite(array)) for name, array in tensors.items()}
     for name, flag in finite.items():

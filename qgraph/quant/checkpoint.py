@@ -17,14 +17,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 
 from qgraph._errors import QGraphError
 from qgraph.quant.layout import Layout, read_layout
+from qgraph.quant.memory import check_memory
 from qgraph.quant.safetensors_file import DTYPES, Entry, Header
-from qgraph.quant.strict_file import Stamp, refuse
+from qgraph.quant.strict_file import Stamp, refuse, sealed
 from qgraph.quant.tensor import QuantizedTensor
 from qgraph.quant.tree import nest
 from qgraph.quant.triplet import Triplet, find_triplets
@@ -35,6 +37,7 @@ _BATCH_BYTES = 64_000_000  # read between two progress calls
 _AGAIN = "download the file again"
 
 
+@sealed
 def load(
     path: str | os.PathLike[str],
     *,
@@ -66,6 +69,7 @@ def load(
     return nest(flat, lambda name, cause: _unnamed(path, name, cause))
 
 
+@sealed
 def load_flat(
     path: str | os.PathLike[str],
     *,
@@ -76,7 +80,7 @@ def load_flat(
     layout = read_layout(path)
     triplets = find_triplets(layout.entries, layout.declared)
     total = sum(entry.nbytes for entry in layout.entries.values())
-    _check_memory(path, total)
+    check_memory(path, total)
     arrays: dict[str, mx.array] = {}
     try:
         for header in layout.headers:
@@ -91,17 +95,6 @@ def load_flat(
         raise
 
 
-def _check_memory(path: str | os.PathLike[str], total: int) -> None:
-    # A failed allocation kills the process, and a sparse file can claim any size. Twice, because a
-    # device may have memory of its own.
-    if not hasattr(os, "sysconf"):
-        return
-    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if has > 0 and total > 2 * has:
-        cause = f"needs {total / 1e9:.1f} GB, this machine has {has / 1e9:.1f} GB"
-        raise refuse(path, cause, fix="use a machine with more memory, or check the file")
-
-
 def read_arrays(
     header: Header, done: int = 0, total: int = 0, progress: Progress | None = None
 ) -> dict[str, mx.array]:
@@ -110,6 +103,7 @@ def read_arrays(
     Errors: CheckpointError if a read fails, or the file changed since its header was read.
     """
     _check_unchanged(header)
+    _check_path(header.path)
     # Explicit format: the name of a blob in a download cache has no suffix.
     with _reading(header):
         arrays = cast("dict[str, mx.array]", mx.load(str(header.path), format="safetensors"))
@@ -130,12 +124,20 @@ def read_arrays(
     return arrays
 
 
+def _check_path(path: Path) -> None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        cause = "stands under a path that is not UTF-8, which MLX cannot open"
+        raise refuse(path, cause, fix="rename the file, or the folder that it is in") from None
+
+
 @contextmanager
 def _reading(header: Header) -> Generator[None, None, None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        raise refuse(header.path, f"cannot be read: {error}", fix=_AGAIN) from error
+        raise refuse(header.path, f"cannot be read: {error}", fix=_AGAIN) from None
 
 
 def _drop(arrays: dict[str, mx.array]) -> None:

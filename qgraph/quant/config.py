@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgraph._errors import DTypeError
+from qgraph.quant.pending import current
 from qgraph.quant.scheme import Quantization
-from qgraph.quant.strict_file import as_object, clip, json_name, read_json, refuse
+from qgraph.quant.strict_file import as_object, clip, json_name, read_json, refuse, sealed
 
 # Keys of the block that are not module paths.
 _SETTINGS = {"bits", "group_size", "mode", "quant_method", "linear_class", "global_scale"}
@@ -38,6 +39,7 @@ class QuantizationConfig:
         return self.overrides.get(module, self.default)
 
 
+@sealed
 def load_config(path: str | os.PathLike[str]) -> dict[str, object]:
     """Read a config.json: `path` is the file or its folder.
 
@@ -51,8 +53,9 @@ def load_config(path: str | os.PathLike[str]) -> dict[str, object]:
     {'model_type': 'qwen3'}
     """
     path = Path(path)
+    file = path / "config.json" if os.path.isdir(path) else path
     # Some published models have a bare Infinity in their config (time_step_limit).
-    return read_json(path / "config.json" if path.is_dir() else path, constants=True)
+    return read_json(current(file), constants=True)
 
 
 def read_quantization(config: Mapping[str, object], path: Path) -> QuantizationConfig:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qgraph.quant.config import QuantizationConfig, load_config, read_quantization
+from qgraph.quant.pending import Pending, current, read_pending
 from qgraph.quant.safetensors_file import Entry, Header, read_header
 from qgraph.quant.strict_file import as_object, clip, json_name, parse_json, read_json, refuse
 
@@ -34,12 +35,12 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
     agree exactly with its shards.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path)
     if not os.path.lexists(path):
         fix = "pass a .safetensors file, or a folder with config.json and model.safetensors"
         raise refuse(path, "no such file or folder", fix=fix)
-    header = read_header(path)
+    header = read_header(current(path))
     return Layout((header,), header.entries, _declared_for_file(header))
 
 
@@ -49,43 +50,50 @@ def _declared_for_file(header: Header) -> QuantizationConfig:
         parsed = parse_json(block.encode("utf-8"), header.path, what="quantization metadata")
         return read_quantization({"quantization": parsed}, header.path)
     config = header.path.parent / "config.json"
-    if any(name.endswith(".scales") for name in header.entries) and config.exists():
+    if any(name.endswith(".scales") for name in header.entries) and os.path.lexists(config):
         return read_quantization(load_config(config), config)
     return QuantizationConfig()
 
 
 def _read_folder(folder: Path) -> Layout:
-    config = folder / "config.json"
-    files = _weight_files(folder)
+    config, index = folder / "config.json", folder / INDEX
+    pending = read_pending(folder)
+    files = _weight_files(folder, pending)
     declared = read_quantization(load_config(config), config)
-    index = folder / INDEX
-    if not os.path.lexists(index):
-        header = read_header(_only(folder, files))
+    if not files.indexed:
+        header = read_header(current(_only(folder, files.weights)))
         return Layout((header,), header.entries, declared)
-    weight_map = _read_index(index)
+    weight_map = _read_index(current(index))
     shards = sorted(set(weight_map.values()))
-    for extra in sorted(set(files) - set(shards)):
+    for extra in sorted(set(files.weights) - set(shards)):
         cause = f"is not in {INDEX}: a stale file, or another checkpoint"
         raise refuse(folder / extra, cause, fix="move it to another folder")
-    for missing in sorted(set(shards) - set(files)):
+    for missing in sorted(set(shards) - set(files.weights)):
         if not os.path.lexists(folder / missing):
             raise refuse(folder / missing, f"is missing, {INDEX} names it", fix=_AGAIN)
-    headers = tuple(read_header(folder / shard) for shard in shards)
-    return Layout(headers, _merge(headers, weight_map, index), declared)
+    headers = {shard: read_header(current(folder / shard)) for shard in shards}
+    return Layout(tuple(headers.values()), _merge(headers, weight_map, index), declared)
 
 
-def _weight_files(folder: Path) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    weights: list[str]
+    indexed: bool
+
+
+def _weight_files(folder: Path, pending: Pending | None) -> _Files:
     """The names that mlx-lm would load: it merges all that match, in the order of the folder."""
     try:
-        names = sorted(os.listdir(folder))
+        names = set(os.listdir(folder)) | set(pending.files if pending else ())
     except OSError as error:
-        raise refuse(folder, f"cannot be listed: {error.strerror}", fix="check it") from error
-    files = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
+        cause = f"cannot be listed: {error.strerror}"
+        raise refuse(folder, cause, fix="check the path and its permissions") from None
+    files = sorted(n for n in names if n.startswith("model") and n.endswith(".safetensors"))
     if files or INDEX in names:
-        return files
+        return _Files(files, INDEX in names)
     if "adapter_config.json" in names:
         raise refuse(folder, "is an adapter, not a model", fix="use load_adapter")
-    foreign = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz"))]
+    foreign = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz")))
     if foreign:
         cause = f"has no model.safetensors, only {clip(foreign[0], 60)}"
         raise refuse(folder, cause, fix="convert the model with mlx_lm.convert")
@@ -124,11 +132,11 @@ def _is_plain(file: str) -> bool:
     return file.endswith(".safetensors") and file.isprintable() and not special and len(file) <= 255
 
 
-def _merge(headers: tuple[Header, ...], weight_map: Mapping[str, str], index: Path) -> dict[str, Entry]:
+def _merge(headers: Mapping[str, Header], weight_map: Mapping[str, str], index: Path) -> dict[str, Entry]:
     merged: dict[str, Entry] = {}
-    for header in headers:
+    for shard, header in headers.items():
         for name, entry in header.entries.items():
-            if weight_map.get(name) == header.path.name:
+            if weight_map.get(name) == shard:
                 merged[name] = entry
                 continue
             listed = weight_map.get(name)

@@ -28,6 +28,8 @@ from qgraph.quant.strict_file import (
 )
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+_MAX_TENSORS = 100_000  # in one file; the largest public models have 2,000
+_MAX_NAME = 1000
 _MAX_RANK = 32
 _MAX_DIM = 2**31 - 1  # MLX counts axes in 32 bits and wraps silently beyond
 _AGAIN = "download the file again"
@@ -48,6 +50,7 @@ DTYPES: dict[str, mx.Dtype] = {
     "I64": mx.int64,
     "C64": mx.complex64,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ELSEWHERE = {"F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"}
 
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
@@ -116,6 +119,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise refuse(path, "was cut while it was read", fix=_AGAIN)
     raw = parse_json(text, path, what="header")
     metadata = _metadata(path, raw.pop("__metadata__", {}))
+    if len(raw) > _MAX_TENSORS:
+        cause = f"has {len(raw)} tensors, at most {_MAX_TENSORS} are read from one file"
+        raise refuse(path, cause, fix="split it into shards")
     entries = [_entry(path, name, value, 8 + length) for name, value in raw.items()]
     # An empty tensor sits at the start of the next one, so the stop decides between equal starts.
     entries.sort(key=lambda e: (e.start, e.stop))
@@ -153,8 +159,8 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
     def no(cause: str, fix: str = "write the file again") -> Exception:
         return refuse(path, cause, tensor=name, fix=fix)
 
-    if not name or not name.isprintable():
-        raise no("the name is empty or has control characters")
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise no(f"the name is empty, longer than {_MAX_NAME}, or has control characters")
     entry = as_object(value, path, f"tensor '{clip(name, 70)}'")
     if entry.keys() != {"dtype", "shape", "data_offsets"}:
         fields = ", ".join(clip(key, 16) for key in sorted(entry)[:4]) or "none"

@@ -5,31 +5,29 @@ from __future__ import annotations
 import copy
 import json
 import os
-import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten  # pyright: ignore[reportUnknownVariableType]
 
 from qgraph._errors import CheckpointError
+from qgraph.quant.commit import Writer, replace_all, replace_file, writing
 from qgraph.quant.config import load_config, read_quantization
 from qgraph.quant.layout import INDEX, METADATA_KEY, SINGLE
-from qgraph.quant.safetensors_file import DTYPES, read_header
+from qgraph.quant.safetensors_file import DTYPE_NAMES, read_header
 from qgraph.quant.scheme import Quantization
-from qgraph.quant.strict_file import refuse
+from qgraph.quant.strict_file import refuse, sealed
 from qgraph.quant.tensor import QuantizedTensor
 from qgraph.quant.tree import nest
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_SHARD_BYTES = 5_000_000_000
 _BLOCKS = ("quantization", "quantization_config")
 
 
+@sealed
 def save(
     path: str | os.PathLike[str],
     params: Mapping[str, object],
@@ -42,14 +40,18 @@ def save(
     `path` is a .safetensors file (it holds the quantization block in its metadata) or a folder:
     then config.json, the index and the shards of at most `max_shard_bytes` bytes are written. The
     config gets the quantization blocks that describe `params`; without `config`, one that is in
-    the folder is kept. Every file is written beside its target, synced and renamed; config.json
-    comes last. Packed words, scales and biases are written bit for bit. The logical dtype of a
-    packed tensor is not stored: `load` gives the scales' dtype (affine) or bfloat16.
+    the folder is kept. Packed words, scales and biases are written bit for bit. The logical dtype of
+    a packed tensor is not stored: `load` gives the scales' dtype (affine) or bfloat16.
+
+    Every file is written beside its target, synced and renamed, the index last. A crash or a full
+    disk at any point leaves the old checkpoint or the new one for `load`; for mlx-lm, which knows
+    nothing of unfinished saves, a crash during the renames may leave too few shards, never a mixture.
+    The next save completes it.
 
     Shape, dtype: any that `load` reads.  Errors: CheckpointError for leaves that are not arrays or
     QuantizedTensors, for a QuantizedTensor with an axis other than -1, for a folder with weight
-    files that would not be replaced, and if the disk fails.
-    Source: safetensors.serialize_file, mlx-lm's save_model and save_config.
+    files that would not be replaced, for another writer at the same time, and if the disk fails.
+    Source: the safetensors format, mlx-lm's save_model and save_config.
 
     >>> import tempfile
     >>> from qgraph.quant import Quantization, load, pack
@@ -72,9 +74,12 @@ def save(
         metadata = {"format": "mlx"}
         if schemes:
             metadata[METADATA_KEY] = json.dumps(_block(path, schemes, None))
-        _commit([(path, lambda temp: _write_tensors(temp, arrays, metadata))])
+        with writing(path):
+            replace_file(path, lambda temp: _write_tensors(temp, arrays, metadata))
         return
-    _save_folder(path, arrays, _new_config(path, config, schemes), max_shard_bytes)
+    _make_folder(path)
+    with writing(path):
+        _save_folder(path, arrays, _new_config(path, config, schemes), max_shard_bytes)
 
 
 Schemes = Mapping[str, tuple[Quantization, mx.array | None]]
@@ -103,7 +108,7 @@ def _stored(path: Path, leaves: Mapping[str, mx.array | QuantizedTensor]) -> dic
     stored: dict[str, mx.array] = {}
     for name, leaf in leaves.items():
         for part, array in _parts(path, name, leaf):
-            if array.dtype not in DTYPES.values():
+            if array.dtype not in DTYPE_NAMES:
                 cause = f"is {array.dtype}, which checkpoints do not hold"
                 raise refuse(path, cause, tensor=part, fix="cast it to float32")
             if part in stored or (part != name and part in leaves):
@@ -166,6 +171,14 @@ def _block(path: Path, schemes: Schemes, kept: Quantization | None) -> dict[str,
     return block
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        cause = f"cannot be used: {getattr(error, 'strerror', error)}"
+        raise refuse(folder, cause, fix="check the path") from None
+
+
 def _save_folder(
     folder: Path,
     arrays: Mapping[str, mx.array],
@@ -176,12 +189,7 @@ def _save_folder(
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = os.listdir(folder)
-    except OSError as error:
-        raise refuse(folder, f"cannot be used: {error.strerror}", fix="check the path") from error
-    for file in sorted(set(present) - set(names)):
+    for file in sorted(set(os.listdir(folder)) - set(names)):
         if file.startswith("model") and file.endswith(".safetensors"):
             # mlx-lm would merge it with the new weights.
             cause = "is in the folder and would stay beside the new weights"
@@ -192,10 +200,10 @@ def _save_folder(
             tensor: name for name, shard in zip(names, shards, strict=True) for tensor in sorted(shard)
         },
     }
-    files = [(folder / name, _tensor_writer(shard)) for name, shard in zip(names, shards, strict=True)]
-    files.append((folder / INDEX, _json_writer(index)))
-    files.append((folder / "config.json", _json_writer(dict(sorted(config.items())))))
-    _commit(files)
+    files = {name: _tensor_writer(shard) for name, shard in zip(names, shards, strict=True)}
+    files["config.json"] = _json_writer(dict(sorted(config.items())))
+    files[INDEX] = _json_writer(index)
+    replace_all(folder, files)
 
 
 def _shards(arrays: Mapping[str, mx.array], limit: int) -> list[dict[str, mx.array]]:
@@ -210,9 +218,6 @@ def _shards(arrays: Mapping[str, mx.array], limit: int) -> list[dict[str, mx.arr
     return shards
 
 
-Writer = Callable[[Path], None]
-
-
 def _tensor_writer(arrays: Mapping[str, mx.array]) -> Writer:
     return lambda temp: _write_tensors(temp, arrays, {"format": "mlx"})
 
@@ -225,66 +230,17 @@ def _json_writer(value: Mapping[str, object]) -> Writer:
 
 
 def _write_tensors(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
-    import numpy as np  # both only where they are needed: together half of the import time
-    from safetensors import TensorSpec, serialize_file
-
-    # NumPy has no bfloat16, so its bits travel as uint16; the views share MLX's memory.
-    views: dict[str, NDArray[Any]] = {
-        name: np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False)
-        for name, array in arrays.items()
-    }
-    specs = {
-        name: TensorSpec(
-            dtype=str(arrays[name].dtype).rpartition(".")[2],
-            shape=arrays[name].shape,
-            data_ptr=view.ctypes.data,
-            data_len=view.nbytes,
-        )
-        for name, view in views.items()
-    }
-    file.touch(exist_ok=False)
-    mode = file.stat().st_mode & 0o777
-    serialize_file(specs, file, metadata=metadata)
-    file.chmod(mode)  # the library makes it private to the user
+    # As the safetensors library does: the widest elements first, so that all are aligned.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.size, item[0]))
+    header: dict[str, object] = {"__metadata__": metadata}
+    at = 0
+    for name, array in ordered:
+        offsets = [at, at := at + array.nbytes]
+        header[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": array.shape, "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with file.open("xb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for _, array in ordered:
+            out.write(memoryview(array))  # pyright: ignore[reportArgumentType]  (a buffer at run time)
     read_header(file)  # what cannot be loaded must not replace what can
-
-
-def _commit(files: list[tuple[Path, Writer]]) -> None:
-    """Write all files beside their targets, then rename them in order."""
-    from safetensors import SafetensorError
-
-    temps = [target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp") for target, _ in files]
-    try:
-        for (_, write), temp in zip(files, temps, strict=True):
-            write(temp)
-            _sync(temp)
-        if len(files) > 1:
-            # Between the renames old and new shards stand side by side: without an index they do
-            # not load, so that a crash here cannot mix them.
-            _remove_index(files)
-        for (target, _), temp in zip(files, temps, strict=True):
-            os.replace(temp, target)
-        _sync(files[0][0].parent)
-    except (OSError, SafetensorError) as error:
-        fix = "check the free space and the permissions, then save again"
-        raise refuse(files[0][0], f"cannot be written: {error}", fix=fix) from error
-    finally:
-        for temp in temps:
-            temp.unlink(missing_ok=True)
-
-
-def _remove_index(files: list[tuple[Path, Writer]]) -> None:
-    shards = sum(target.suffix == ".safetensors" for target, _ in files)
-    if shards > 1:
-        (files[0][0].parent / INDEX).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to keep what was written; a folder cannot be opened for this on Windows."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,20 +6,30 @@ import json
 import os
 import re
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import BinaryIO, NoReturn, ParamSpec, TypeVar, cast
 
 from qgraph._errors import CheckpointError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAX_JSON_BYTES = 64_000_000  # the index of the largest public models is about 10 MB
 _MAX_DEPTH = 64
 _AGAIN = "download or write the file again"
+_NO_MEMORY = "does not fit into the memory of this process"
 _MAX_DIGITS = 32  # int() of a long literal takes quadratic time
-# A bracket or a quoted string; possessive, and unterminated strings reach the end: linear time.
-_TOKEN = re.compile(rb'[\[\]{}]|"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
+# Elements of all lists and objects. The index of the largest public models has 200,000; a parsed
+# element takes up to 100 bytes, so this bounds the memory and the time.
+_MAX_ITEMS = 2_000_000
+# A quoted string; possessive, and unterminated ones reach the end: linear time.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -81,6 +91,28 @@ def refuse(
     return CheckpointError(f"{name}: {about}{clip(cause, 150)}", fix=clip(fix, 90))
 
 
+def sealed(function: Callable[P, R]) -> Callable[P, R]:
+    """Its CheckpointErrors hold neither their causes nor the frames that they passed through.
+
+    Those would keep the memory of a failed load in use, and bytes of a foreign file in reach of
+    whoever prints the traceback.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except CheckpointError as error:
+            found = error
+        try:
+            found.__cause__ = found.__context__ = None
+            raise found.with_traceback(None)
+        finally:
+            del found  # it refers to this frame
+
+    return call
+
+
 @contextmanager
 def open_regular(path: Path) -> Generator[BinaryIO, None, None]:
     """Open a regular file for reading; links are followed, as the hub cache needs.
@@ -88,17 +120,21 @@ def open_regular(path: Path) -> Generator[BinaryIO, None, None]:
     Errors: CheckpointError for anything else; a pipe is refused, not waited for.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = _KINDS.get(stat.S_IFMT(mode), "no file")
-            raise refuse(path, f"is {kind}, not a regular file", fix="pass the file itself")
+        _check_kind(path, os.stat(path).st_mode)
         # O_NONBLOCK: the path may have become a pipe since the stat.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error) from None
     with os.fdopen(descriptor, "rb") as file:
+        _check_kind(path, os.fstat(descriptor).st_mode)
         yield file
+
+
+def _check_kind(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise refuse(path, f"is {kind}, not a regular file", fix="pass the file itself")
 
 
 def read_at_most(file: BinaryIO, count: int, path: Path) -> bytes:
@@ -106,7 +142,9 @@ def read_at_most(file: BinaryIO, count: int, path: Path) -> bytes:
     try:
         return file.read(count)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error) from None
+    except MemoryError:
+        raise refuse(path, _NO_MEMORY, fix=_AGAIN) from None
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
@@ -134,16 +172,20 @@ def parse_json(text: bytes, path: Path, *, what: str = "file", constants: bool =
     """Parse strict UTF-8 JSON with an object at the top level. Errors: CheckpointError."""
     try:
         value = _parse(text, constants=constants)
-    except UnicodeError as error:
+    except UnicodeError:
         cause = "is not valid UTF-8"
-        raise refuse(path, f"the {what} {cause}", fix=_AGAIN) from error
     except json.JSONDecodeError as error:
         cause = f"is not JSON: {error.msg} at character {error.pos}"
-        raise refuse(path, f"the {what} {cause}", fix=_AGAIN) from error
-    except (_NotStrictError, RecursionError) as error:
-        cause = "nests too deep" if isinstance(error, RecursionError) else str(error)
-        raise refuse(path, f"the {what} {cause}", fix=_AGAIN) from error
-    return as_object(value, path, f"the {what}")
+    except _NotStrictError as error:
+        cause = str(error)
+    except RecursionError:
+        cause = "nests too deep"
+    except MemoryError:
+        cause = _NO_MEMORY
+    else:
+        return as_object(value, path, f"the {what}")
+    # Outside of the handlers: what they caught holds the whole text.
+    raise refuse(path, f"the {what} {cause}", fix=_AGAIN)
 
 
 class _NotStrictError(Exception):
@@ -153,6 +195,9 @@ class _NotStrictError(Exception):
 def _parse(text: bytes, *, constants: bool) -> object:
     if text.startswith(b"\xef\xbb\xbf"):
         raise _NotStrictError("starts with a byte order mark")
+    # Every element but the first of a list or an object stands behind a comma.
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_ITEMS:
+        raise _NotStrictError(f"has more than {_MAX_ITEMS} items")
     if _nests_too_deep(text):
         raise _NotStrictError(f"nests deeper than {_MAX_DEPTH}")
     return json.loads(
@@ -204,14 +249,11 @@ def _first_twice(items: list[tuple[str, object]]) -> str:
 
 
 def _nests_too_deep(text: bytes) -> bool:
-    """Asked before the JSON parser, which recurses."""
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        first = text[token.start()]
-        if first in b"[{":
-            depth += 1
-        elif first in b"]}":
-            depth -= 1
-        if depth > _MAX_DEPTH:
-            return True
-    return False
+    """Asked before the JSON parser, which recurses. Pairs of brackets go, one level at a time."""
+    left = _STRING.sub(b"", text).translate(_BRACKETS, _OTHERS)
+    for _ in range(_MAX_DEPTH):
+        if b"[]" not in left:
+            break
+        left = left.replace(b"[]", b"")
+    # What is left closes what was never opened, then opens what is never closed; or is deeper.
+    return b"[]" in left or left.count(b"[") > _MAX_DEPTH
