@@ -1,0 +1,56 @@
+"""The reference on one set of inputs, with every value kept: graphs that share nodes share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from qgraph.ir import Graph, Node, Value
+from qgraph.ir.dtypes import F32
+from qgraph.numeric import tolerance
+
+NOISE = tolerance(F32).terms  # what functions of float32 may be off by
+
+
+class Evaluation:
+    """Values of a graph and of what passes make of it, in float64.
+
+    With `noise`, every float is disturbed by as much as float32 arithmetic might, and overflows where it
+    does: what that does to the results is what their comparison with MLX has to allow.
+    """
+
+    def __init__(self, inputs: dict[Value, Any], noise: int | None = None) -> None:
+        self._noise = None if noise is None else np.random.default_rng(noise)
+        self.values: dict[Value, Any] = {v: self._disturbed(x) for v, x in inputs.items()}
+        self.undefined = False  # a float became an integer that cannot hold it
+
+    def outputs(self, graph: Graph) -> list[Any]:
+        with np.errstate(all="ignore"):
+            for node in graph.nodes:
+                if node.outputs[0] not in self.values:
+                    self._run(node)
+        return [self.values[v] for v in graph.outputs]
+
+    def _run(self, node: Node) -> None:
+        operands = [self.values[v] for v in node.inputs]
+        if node.op.name == "cast" and node.op.dtype.is_int:
+            self.undefined |= _overflows(operands[0], node.op.dtype)
+        made = node.op.reference(*operands)
+        results: Iterable[Any] = made if len(node.outputs) > 1 else (made,)
+        for v, x in zip(node.outputs, results, strict=True):
+            self.values[v] = self._disturbed(np.asarray(x))
+
+    def _disturbed(self, x: Any) -> Any:
+        if self._noise is None or x.dtype.kind not in "fc":
+            return x
+        x = x * (1 + NOISE * self._noise.uniform(-1, 1, x.shape))
+        return x.astype(np.float32).astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def _overflows(x: Any, dtype: Any) -> bool:
+    if x.dtype.kind != "f":
+        return False
+    info = np.iinfo(dtype.mlx_name)
+    return not bool(np.all((x > float(info.min) - 1) & (x < float(info.max))))
