@@ -38,7 +38,8 @@ class _Writer:
         self.lines: list[str] = []
         self.constants: list[tuple[str, str]] = []
         self.names: dict[Value, Operand] = {}
-        self.taken: set[str] = {"mx", "program", "copy", GUARD}  # copy: what index_update binds
+        # copy: what index_update binds; float and slice: what literals and subscripts call.
+        self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD}
         self.labels = names_of(graph)
         self.unguarded = set(first_activations(graph))
 
