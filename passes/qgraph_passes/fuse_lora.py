@@ -72,7 +72,10 @@ def _base(x: Any, w: Any) -> Any:
 
 
 def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool | None = None) -> Any:
-    """The fused op, in the wider dtype where base and sum differ, then the sum's dtype."""
+    """The fused op, in the wider dtype where base and sum differ, then the sum's dtype and shape.
+
+    A scale of shape (1, 1) gives the sum axes of size 1 that the base does not have.
+    """
     if transpose is None:
         base = m.op("base")
         assert isinstance(base, QuantizedMatmul)
@@ -82,7 +85,7 @@ def _fused(m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any, transpose: bool 
     dtype = m.type.dtype
     wide = qg.astype(x, promote(x.type.dtype, dtype).mlx)
     out = qg.quantized_lora_matmul(wide, w, a, b, s, transpose=transpose)
-    return qg.astype(out, dtype.mlx)
+    return qg.reshape(qg.astype(out, dtype.mlx), m.type.shape)
 
 
 @dataclass(frozen=True)
