@@ -63,6 +63,8 @@ def relative_error(expected: Any, found: Any) -> float:
     if expected.dtype.kind not in "fc":
         return 0.0 if np.array_equal(expected, found) else float("inf")
     finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return float("inf")
     if not np.array_equal(expected[~finite], found[~finite], equal_nan=True):
         return float("inf")
     scale = np.max(np.abs(expected[finite]), initial=0.0)
