@@ -27,6 +27,13 @@ def test_equal_nodes_are_one_node() -> None:
     assert builder.input("x", TensorType((2,), F32)) is x
 
 
+def test_one_op_with_other_parameters_is_another_node() -> None:
+    builder = Builder()
+    x = builder.input("x", TensorType((2, 2), F32))
+    rows, columns = (builder.add(Op.registry["sum"]((axis,), False), [x]) for axis in (0, 1))
+    assert rows is not columns
+
+
 def test_commuted_operands_are_two_nodes() -> None:
     """x + y and y + x round alike, but a graph says what the user wrote; patterns try both orders."""
     builder, (x, y) = builder_and_inputs("x", "y")

@@ -52,6 +52,18 @@ def test_multiplying_by_one_goes_and_by_a_promoting_one_stays():
     assert counts == {"multiply": 1}
 
 
+def test_division_has_an_order():
+    f = qg.jit(lambda x: (1.0 / x, x / 1.0))
+    assert ops(agree(f, abs(normal(3)) + 1)) == {"divide": 1}
+
+
+def test_multiplying_by_zero_stays():
+    f = qg.jit(lambda x: (x * 0.0, 0.0 * x + 1.0))
+    x = normal(3)
+    agree(f, x)
+    assert f(x)[1].tolist() == [1.0] * 3
+
+
 def test_a_cast_there_and_back_goes_only_when_exact():
     f = qg.jit(lambda x: x.astype(mx.float32).astype(mx.bfloat16))
     assert ops(f.optimized(normal(3, dtype=mx.bfloat16))) == {}
