@@ -19,7 +19,6 @@ import qgraph as qg
 from qgraph.ir.dtypes import DType, promote
 from qgraph.ops.dispatch import apply
 from qgraph.ops.moe import GatherMm, GatherQmm
-from qgraph.ops.quantized import kernel_dtype
 from qgraph_passes.fold_transpose import ComposeTransposes
 
 KERNEL_DTYPES = ("f32", "f16", "bf16")
@@ -114,9 +113,8 @@ class GatherNone(Gather):
 
 
 def kernel(function: Any, x: Any, w: Any, dtype: DType, **options: Any) -> Any:
-    """Call a quantized kernel such that the result has `dtype`, with casts where MLX's rule differs."""
-    if not x.type.dtype.is_float or kernel_dtype(x.type, w.type.packing).dtype is not dtype:
-        x = qg.astype(x, promote(x.type.dtype, dtype).mlx)
+    """Call a quantized kernel such that the result has `dtype`: what MLX would promote silently is cast."""
+    x = qg.astype(x, promote(x.type.dtype, dtype).mlx)
     return qg.astype(function(x, w, **options), dtype.mlx)
 
 

@@ -103,7 +103,8 @@ def is_library(code: CodeType) -> bool:
         file = code.co_filename
         # <stdin>, <string> and doctests are the user's; only our own and Python's generated code is not.
         inside = path.abspath(file).startswith(_LIBRARY + path.sep) and not file.startswith("<")
-        known = inside or file.startswith(("<qgraph ", "<frozen "))
+        generated = code.co_qualname.startswith("__create_fn__")  # the methods of a dataclass
+        known = inside or generated or file.startswith(("<qgraph ", "<frozen "))
         _library_code[code] = known
     return known
 
