@@ -3,8 +3,9 @@
 from qgraph_passes.canonicalize import Canonicalize as Canonicalize
 from qgraph_passes.fold_transpose import FoldTranspose as FoldTranspose
 from qgraph_passes.fuse_lora import FuseLora as FuseLora
+from qgraph_passes.guard_indices import GuardIndices as GuardIndices
 from qgraph_passes.legalize import Legalize as Legalize
 from qgraph_passes.quantize_dot import QuantizeDot as QuantizeDot
 from qgraph_passes.quantize_take import QuantizeTake as QuantizeTake
 
-ALL = (Canonicalize, FoldTranspose, QuantizeDot, QuantizeTake, FuseLora, Legalize)
+ALL = (Canonicalize, FoldTranspose, QuantizeDot, QuantizeTake, FuseLora, GuardIndices, Legalize)

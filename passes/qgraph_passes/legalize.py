@@ -35,7 +35,7 @@ class Legalize(qg.Pass):
     """
 
     name = "legalize"
-    after = ("canonicalize", "fold-transpose", "quantize-dot", "quantize-take", "fuse-lora")
+    after = ("canonicalize", "fold-transpose", "quantize-dot", "quantize-take", "fuse-lora", "guard-indices")
     strict: bool = False
 
     def run(self, graph: Graph, context: Context) -> Graph:

@@ -17,6 +17,7 @@ from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
 from qgraph.ops.quantized import PRODUCTS, reads_storage
+from qgraph.rewrite.guard import guard_indices
 
 GUARD = "refuse_vmap"
 
@@ -126,6 +127,7 @@ def components(type: TensorType) -> int:
 
 def emit(graph: Graph) -> Emitted:
     """The source of `graph`, which must be legal for MLX (see the legalize pass)."""
+    graph = guard_indices(graph)
     writer = _Writer(graph)
     for value in graph.inputs:
         writer.names[value] = writer.place(value)

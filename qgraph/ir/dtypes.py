@@ -77,6 +77,16 @@ def dtype_of(given: mx.Dtype | DType) -> DType:
     return found
 
 
+def int_range(dtype: DType) -> tuple[int, int]:
+    """The smallest and the largest number of an integer dtype.
+
+    >>> int_range(I8), int_range(U16)
+    ((-128, 127), (0, 65535))
+    """
+    bits = 8 * dtype.size
+    return (0, 2**bits - 1) if dtype.name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 @cache
 def promote(*types: DType) -> DType:
     """The dtype of an operation on `types`, by MLX's rule.

@@ -164,6 +164,13 @@ class Constant(Op):
         """The declared shape and dtype."""
         return TensorType(self.shape, self.dtype)
 
+    def emit(self, operands: tuple[Operand, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.array`, which takes no number above int64's: those are given by their bits."""
+        if self.dtype.name != "u64" or max(self.data, default=0) < 2**63:
+            return super().emit(operands, inputs, outputs)
+        bits = tuple(int(x) - 2**64 if x >= 2**63 else int(x) for x in self.data)
+        return f"mx.array({bits}, mx.int64).view(mx.uint64).reshape({self.shape})"
+
     def reference(self) -> Any:
         """The elements as a NumPy array: float64 for floats."""
         import numpy as np

@@ -18,7 +18,8 @@ from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import Shape, TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, frontend_of, operand, shape_of, type_of
 from qgraph.ops.elementwise import astype
-from qgraph.ops.indexing import check_indices, index_operand
+from qgraph.ops.indexed import check_indices
+from qgraph.ops.indexing import index_operand
 from qgraph.ops.shape import broadcast_to
 
 __all__ = ["slice", "slice_update"]

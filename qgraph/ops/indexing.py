@@ -1,8 +1,10 @@
 """Reading by index: take and its kin, and the subscript ``x[index]``.
 
 Ints and slices become a static `slice` (a view); integer arrays become `take` or `gather`. Indices count
-from the end when negative. What an array of indices holds is known only when the program runs: there, as
-in MLX, an index out of range is undefined; one that is written in the code is checked.
+from the end when negative. An index out of range that is written in the code is an error. What an array of
+indices holds is known only when the program runs: there, reading out of range gives NaN (for integers the
+smallest number, without a sign the largest; for bool True), and writing out of range writes nothing. MLX
+would read or write other memory; `qgraph.rewrite.guard` puts the meaning into the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from qgraph._errors import DTypeError, QGraphError, ShapeError
 from qgraph.ir.dtypes import I32, I64, DType
-from qgraph.ir.op import Constant, Op, Operand, Types
+from qgraph.ir.op import Constant, Operand, Types
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.dispatch import (
     Array,
@@ -29,6 +31,7 @@ from qgraph.ops.dispatch import (
     shape_of,
     type_of,
 )
+from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.shape import flatten, moveaxis, reshape, slice_ranges
 
 LARGEST_CONSTANT = 1024  # elements of a written-out index that become part of the program
@@ -36,15 +39,8 @@ LARGEST_CONSTANT = 1024  # elements of a written-out index that become part of t
 __all__ = ["getitem", "take", "take_along_axis"]
 
 
-def check_indices(op: str, t: TensorType) -> None:
-    """Refuse indices that are not integers."""
-    if not t.dtype.is_int:
-        hint = "choose elements with qg.where(mask, x, y)" if t.dtype.name == "bool" else "cast with .astype"
-        raise DTypeError(f"{op}: the indices are {t.dtype}, not integers", fix=hint)
-
-
 @dataclass(frozen=True)
-class Take(Op):
+class Take(Indexed):
     """Slices along `axis`, chosen by an array of indices."""
 
     name = "take"
@@ -62,17 +58,27 @@ class Take(Op):
             )
         return TensorType((*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :]), a.dtype)
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The indices, of the axis."""
+        return {1: (self.axis, inputs[0].shape[self.axis])}
+
+    def behind(self, inputs: Types) -> int:
+        """The axes of a behind the one that is indexed."""
+        return inputs[0].ndim - self.axis % inputs[0].ndim - 1
+
     def reference(self, a: Any, indices: Any) -> Any:
-        """NumPy's take; what is out of range is undefined, and wraps here."""
-        return np.take(a, indices, self.axis, mode="wrap")
+        """NumPy's take, where the index is in range."""
+        safe, valid = in_range(indices, a.shape[self.axis])
+        return read(np.take(a, safe, self.axis), valid, a.ndim - self.axis % a.ndim - 1)
 
 
 @frontend
 def take(a: ArrayLike, /, indices: ArrayLike, axis: int | None = None) -> Array:
     """Slices of `a` along `axis` (None: elements of a flattened), chosen by integer `indices`.
 
-    Shape: that of the indices in place of the axis.  Errors: DTypeError for indices that are not
-    integers; ShapeError for a written-out index that is out of range.  Source: mlx.core.take.
+    Shape: that of the indices in place of the axis.  Out of range: NaN, for integers their smallest
+    number (unsigned: the largest), for bool True.  Errors: DTypeError for indices that are not integers;
+    ShapeError for a written-out index that is out of range.  Source: mlx.core.take.
     """
     a = operand(a)
     if axis is None:
@@ -84,7 +90,7 @@ def take(a: ArrayLike, /, indices: ArrayLike, axis: int | None = None) -> Array:
 
 
 @dataclass(frozen=True)
-class TakeAlongAxis(Op):
+class TakeAlongAxis(Indexed):
     """One element for every index, from its own row along `axis`."""
 
     name = "take_along_axis"
@@ -94,7 +100,10 @@ class TakeAlongAxis(Op):
 
     def infer(self, a: TensorType, indices: TensorType) -> TensorType:
         """The indices' size on the axis; elsewhere both broadcast."""
-        return TensorType(self.shape_rule(a, indices), a.dtype)
+        out = TensorType(self.shape_rule(a, indices), a.dtype)
+        if out.size and not a.shape[self.axis]:
+            raise ShapeError(f"{self.name}: axis {self.axis} of {a.shape} is empty")
+        return out
 
     def shape_rule(self, a: TensorType, indices: TensorType) -> Shape:
         """The shape of the result."""
@@ -108,12 +117,21 @@ class TakeAlongAxis(Op):
         out.insert(axis, indices.shape[axis])
         return tuple(out)
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The indices, of the axis."""
+        return {1: (self.axis, inputs[0].shape[self.axis])}
+
+    def behind(self, inputs: Types) -> int:
+        """None: every element has an index of its own."""
+        return 0
+
     def reference(self, a: Any, indices: Any) -> Any:
         """NumPy's take_along_axis, on broadcast arrays."""
+        indices, valid = in_range(indices, a.shape[self.axis])
         rest = np.broadcast_shapes(_without(a.shape, self.axis), _without(indices.shape, self.axis))
         axis = self.axis % a.ndim
         a, indices = (np.broadcast_to(x, (*rest[:axis], x.shape[axis], *rest[axis:])) for x in (a, indices))
-        return np.take_along_axis(a, indices.astype(np.int64), self.axis)
+        return read(np.take_along_axis(a, indices, self.axis), valid, 0)
 
 
 def _without(shape: Shape, axis: int) -> Shape:
@@ -124,7 +142,8 @@ def _without(shape: Shape, axis: int) -> Shape:
 def take_along_axis(a: ArrayLike, /, indices: ArrayLike, axis: int | None = -1) -> Array:
     """Elements of `a` along `axis`, one for every index; None: of a flattened, with 1-D indices.
 
-    Shape: the indices', broadcast with a's outside the axis.  Source: mlx.core.take_along_axis.
+    Shape: the indices', broadcast with a's outside the axis.  Out of range: as `take`.
+    Source: mlx.core.take_along_axis.
     """
     a = operand(a)
     if axis is None:
@@ -134,7 +153,7 @@ def take_along_axis(a: ArrayLike, /, indices: ArrayLike, axis: int | None = -1) 
 
 
 @dataclass(frozen=True)
-class Gather(Op):
+class Gather(Indexed):
     """``a[i, :, j]``: broadcast arrays of indices on the axes `axes`, all of the others.
 
     Shape as NumPy's: that of the indices stands at the first of the axes where they are neighbours, else
@@ -170,10 +189,21 @@ class Gather(Op):
         names = dict(zip(self.axes, operands[1:], strict=True))
         return f"{operands[0]}[{', '.join(names.get(i, ':') for i in range(max(self.axes) + 1))}]"
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """All operands but the first, of an axis each."""
+        return {i: (axis, inputs[0].shape[axis]) for i, axis in enumerate(self.axes, 1)}
+
+    def behind(self, inputs: Types) -> int:
+        """The axes that are not indexed, from the indices' position on."""
+        return inputs[0].ndim - len(self.axes) - self.position()
+
     def reference(self, a: Any, *indices: Any) -> Any:
-        """NumPy's indexing by arrays."""
-        given = dict(zip(self.axes, indices, strict=True))
-        return a[tuple(given.get(i, builtins.slice(None)) for i in range(np.ndim(a)))]
+        """NumPy's indexing by arrays, where all of them are in range."""
+        pairs = [in_range(i, a.shape[x]) for i, x in zip(indices, self.axes, strict=True)]
+        given = {x: safe for x, (safe, _) in zip(self.axes, pairs, strict=True)}
+        found = a[tuple(given.get(i, builtins.slice(None)) for i in range(np.ndim(a)))]
+        valid = np.logical_and.reduce(np.broadcast_arrays(*(v for _, v in pairs)))
+        return read(found, valid, np.ndim(a) - len(self.axes) - self.position())
 
 
 def index_operand(indices: ArrayLike, size: int | None = None, axis: int = 0) -> Any:

@@ -11,10 +11,11 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import DType, promote
-from qgraph.ir.op import Op, Operand, Types, literal
+from qgraph.ir.op import Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
-from qgraph.ops.indexing import check_indices, index_operand
+from qgraph.ops.indexed import Indexed, check_indices, in_range, read
+from qgraph.ops.indexing import index_operand
 from qgraph.ops.linear import matmul_shape
 from qgraph.ops.quantized import kernel_dtype, scaled, scheme_arguments, stored
 
@@ -22,13 +23,14 @@ __all__ = ["gather_mm", "gather_qmm"]
 
 
 @dataclass(frozen=True)
-class GatherMm(Op):
+class GatherMm(Indexed):
     """a[lhs] @ b[rhs]: indices count the matrices of a stack in row-major order.
 
     Operands: a, b, then the indices of a where `lhs`, then those of b where `rhs`; without, all in order.
     """
 
     name = "gather_mm"
+    from_the_end = False
     lhs: bool = False
     rhs: bool = False
     sorted_indices: bool = False
@@ -56,6 +58,15 @@ class GatherMm(Op):
                 raise ShapeError(f"{self.name}: indices into an empty stack {shape}")
         return (*batch, *matmul_shape(a[-2:], b[-2:]))
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The indices of a and of b, of the matrices in their stacks."""
+        stacks = [prod(t.shape[:-2]) for t, given in zip(inputs, (self.lhs, self.rhs), strict=False) if given]
+        return {i: (0, n) for i, n in enumerate(stacks, 2)}
+
+    def behind(self, inputs: Types) -> int:
+        """The rows and columns of the products."""
+        return 2
+
     def arguments(self, indices: tuple[str, ...]) -> str:
         """The keyword arguments for the indices."""
         lhs, rhs = indices[0] if self.lhs else None, indices[-1] if self.rhs else None
@@ -72,15 +83,21 @@ class GatherMm(Op):
 
     def reference(self, a: Any, b: Any, *indices: Any) -> Any:
         """Take the matrices, then multiply."""
-        return np.matmul(*self.taken(a, b, indices))
+        a, b, valid = self.taken(a, b, indices)
+        return read(np.matmul(a, b), valid, 2)
 
-    def taken(self, a: Any, b: Any, indices: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The matrices that meet."""
+    def taken(self, a: Any, b: Any, indices: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        """The matrices that meet, and where all indices are in range."""
+        valid: Any = np.array(True)
         if self.lhs:
-            a = a.reshape(prod(a.shape[:-2]), *a.shape[-2:])[indices[0]]
+            a = a.reshape(prod(a.shape[:-2]), *a.shape[-2:])
+            safe, valid = in_range(indices[0], len(a))
+            a = a[safe]
         if self.rhs:
-            b = b.reshape(prod(b.shape[:-2]), *b.shape[-2:])[indices[-1]]
-        return a, b
+            b = b.reshape(prod(b.shape[:-2]), *b.shape[-2:])
+            safe, also = in_range(indices[-1], len(b))
+            b, valid = b[safe], valid & also
+        return a, b, valid
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One multiplication and one addition per term."""
@@ -103,8 +120,8 @@ def gather_mm(
 ) -> Array:
     """Products of chosen matrices of `a` and `b`: ``a[lhs_indices] @ b[rhs_indices]``.
 
-    Indices count all matrices of a stack, in row-major order; they must be in range. Without them, all
-    matrices in order.  Shape: that of the indices, broadcast, then (rows, columns).
+    Indices count all matrices of a stack, in row-major order; out of range, the product is NaN. Without
+    them, all matrices in order.  Shape: that of the indices, broadcast, then (rows, columns).
     Source: mlx.core.gather_mm.
     """
     a, b = operand(a), operand(b)
@@ -146,8 +163,8 @@ class GatherQmm(GatherMm):
 
     def reference(self, a: Any, b: Any, *indices: Any) -> Any:
         """Take the matrices, then multiply."""
-        x, w = self.taken(a, b, indices)
-        return np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w)
+        x, w, valid = self.taken(a, b, indices)
+        return read(np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w), valid, 2)
 
 
 @frontend

@@ -18,6 +18,7 @@ from qgraph.ir.graph import Node
 from qgraph.ir.op import Op, Operand, Storage, Types, literal
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
+from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.shape import Transpose
 from qgraph.quant import Quantization
 
@@ -179,7 +180,7 @@ def quantized_lora_matmul(
 
 
 @dataclass(frozen=True)
-class QuantizedTake(Op):
+class QuantizedTake(Indexed):
     """Rows (or other slices along an axis that is not packed) of a packed value, unpacked."""
 
     name = "quantized_take"
@@ -188,10 +189,11 @@ class QuantizedTake(Op):
 
     def infer(self, w: TensorType, indices: TensorType) -> TensorType:
         stored(self.name, w)
-        if not indices.dtype.is_int:
-            raise DTypeError(f"{self.name}: indices are {indices.dtype}", fix="use integer indices")
+        check_indices(self.name, indices)
         if not 0 <= self.axis < w.ndim - 1:
             raise ShapeError(f"{self.name}: axis {self.axis} of rank {w.ndim} is packed or missing")
+        if not w.shape[self.axis] and indices.size:
+            raise ShapeError(f"{self.name}: axis {self.axis} of {w.shape} is empty")
         shape = (*w.shape[: self.axis], *indices.shape, *w.shape[self.axis + 1 :])
         return TensorType(shape, w.dtype)
 
@@ -208,8 +210,18 @@ class QuantizedTake(Op):
         text = unpacked(taken, inputs[0], out.size)
         return text if rows == indices else f"mx.reshape({text}, {out.shape})"
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The indices, of the axis."""
+        return {1: (self.axis, inputs[0].shape[self.axis])}
+
+    def behind(self, inputs: Types) -> int:
+        """The axes of w behind the one that is indexed."""
+        return inputs[0].ndim - self.axis - 1
+
     def reference(self, w: Any, indices: Any) -> Any:
-        return np.take(w, indices, self.axis, mode="wrap")
+        """As take."""
+        safe, valid = in_range(indices, w.shape[self.axis])
+        return read(np.take(w, safe, self.axis), valid, w.ndim - self.axis - 1)
 
     flops_per_element = 2
 

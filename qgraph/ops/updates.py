@@ -1,4 +1,4 @@
-"""Writing by index, as functions: each gives an updated copy."""
+"""Writing by index, as functions: each gives an updated copy. Indices out of range write nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
-from qgraph.ir.op import Op, Operand, Types, literal
+from qgraph.ir.op import Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.blocks import like
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of, type_of
+from qgraph.ops.indexed import Indexed, check_indices, in_range
 from qgraph.ops.indexing import Subscript, TakeAlongAxis, index_operand
 from qgraph.ops.reduce import widens
 from qgraph.ops.shape import flatten, reshape, transpose
@@ -22,8 +23,10 @@ __all__ = ["At", "put_along_axis"]
 
 
 @dataclass(frozen=True)
-class PutAlongAxis(Op):
+class PutAlongAxis(Indexed):
     """Replace one element for every index, in its own row along `axis`."""
+
+    writes = True
 
     name = "put_along_axis"
     mlx = "mx.put_along_axis({0}, {1}, {2}, axis={axis})"
@@ -41,18 +44,34 @@ class PutAlongAxis(Op):
             raise DTypeError(f"{self.name}: values of {values.dtype} in {a.dtype}", fix="cast the values")
         return a.dense()
 
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The indices, of the axis."""
+        axis = self.axis % inputs[0].ndim
+        return {1: (axis, inputs[0].shape[axis])}
+
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.put_along_axis`."""
         return operands[0] if inputs[1].size == 0 else super().emit(operands, inputs, outputs)
 
     def reference(self, a: Any, indices: Any, values: Any) -> Any:
         """NumPy's put_along_axis, on a copy."""
-        out = np.array(a)
-        axis = self.axis % out.ndim
-        shape = (*out.shape[:axis], indices.shape[axis], *out.shape[axis + 1 :])
-        where = np.broadcast_to(indices, shape).astype(np.int64)
+        axis = self.axis % np.ndim(a)
+        out = one_more(a, [axis])
+        shape = (*a.shape[:axis], indices.shape[axis], *a.shape[axis + 1 :])
+        where = np.broadcast_to(beside(indices, a.shape[axis]), shape)
         np.put_along_axis(out, where, np.broadcast_to(values, shape), axis)
-        return out
+        return out[tuple(builtins.slice(n) for n in a.shape)]
+
+
+def one_more(a: Any, axes: Sequence[int]) -> Any:
+    """In the reference: a copy with one more element on `axes`, where updates out of range go."""
+    return np.pad(a, [(0, int(i in axes)) for i in range(np.ndim(a))]) if np.ndim(a) else np.array(a)
+
+
+def beside(indices: Any, size: int) -> Any:
+    """In the reference: the indices counted from the start; `size` for those out of range."""
+    safe, valid = in_range(indices, size)
+    return np.where(valid, safe, size)
 
 
 def _outside(shape: Shape, axis: int) -> Shape:
@@ -64,7 +83,7 @@ def put_along_axis(a: ArrayLike, /, indices: ArrayLike, values: ArrayLike, axis:
     """`a` with `values` at `indices` along `axis` (None: of a flattened).
 
     Shape: a's; the values broadcast to the indices.  Which of several values for one element stays is
-    undefined.  Source: mlx.core.put_along_axis.
+    undefined; an index out of range writes nothing.  Source: mlx.core.put_along_axis.
     """
     a = operand(a)
     flat, at = (flatten(a), 0) if axis is None else (a, normalize_axis(axis, len(shape_of(a))))
@@ -85,7 +104,7 @@ Entry = int | tuple[int, int, int] | str
 
 
 @dataclass(frozen=True)
-class IndexUpdate(Op):
+class IndexUpdate(Indexed):
     """``a[index] = v`` (or ``+= v`` …) on a copy.
 
     `index` has one entry for each of the first axes: an int, (start, stop, step), or ``"array"`` for the
@@ -93,6 +112,7 @@ class IndexUpdate(Op):
     """
 
     name = "index_update"
+    writes = True
     kind: str = "set"
     index: tuple[Entry, ...] = ()
 
@@ -102,10 +122,27 @@ class IndexUpdate(Op):
             raise DTypeError(f"index_update: no kind {self.kind!r}", fix=f"use set, {', '.join(_UPDATES)}")
         if update.dtype is not a.dtype:
             raise DTypeError(f"index_update: an update of {update.dtype} in {a.dtype}", fix="cast the update")
+        for t in indices:
+            check_indices(self.name, t)
+        self._check_entries(a.shape)
         target = self.target(a.shape, [t.shape for t in indices])
         if broadcast_shapes(target, update.shape) != target:
             raise ShapeError(f"x.at[...].{self.kind}: {update.shape} does not broadcast to {target}")
         return a.dense()
+
+    def _check_entries(self, shape: Shape) -> None:
+        """What is written out must be in range; a graph written by hand may hold anything."""
+        if len(self.index) > len(shape):
+            raise ShapeError(f"index_update: {len(self.index)} indices for an array {shape}")
+        for axis, (e, n) in enumerate(zip(self.index, shape, strict=False)):
+            r = range(*e) if isinstance(e, tuple) else range(e, e + 1) if isinstance(e, int) else range(0)
+            if r and not 0 <= min(r[0], r[-1]) <= max(r[0], r[-1]) < n:
+                raise ShapeError(f"index_update: {e} is out of range for axis {axis} of {shape}")
+
+    def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
+        """The operands behind the update, of the axes that say "array"."""
+        axes = [i for i, e in enumerate(self.index) if e == "array"]
+        return {k: (axis, inputs[0].shape[axis]) for k, axis in enumerate(axes, 2)}
 
     def target(self, shape: Shape, indices: Sequence[Shape]) -> Shape:
         """The shape of what the index selects."""
@@ -165,7 +202,9 @@ class IndexUpdate(Op):
 
     def reference(self, a: Any, update: Any, *indices: Any) -> Any:
         """The same on a copy; with repeated indices, the last one set stays."""
-        out, left = np.array(a), iter(indices)
+        axes = [i for i, e in enumerate(self.index) if e == "array"]
+        left = iter([beside(x, a.shape[axis]) for x, axis in zip(indices, axes, strict=True)])
+        out = one_more(a, axes)
         index: list[Any] = []
         for e in self.index:
             if isinstance(e, tuple):
@@ -177,7 +216,7 @@ class IndexUpdate(Op):
             out[tuple(index)] = update
         else:
             _UPDATES[self.kind](out, tuple(index), update)
-        return out
+        return out[tuple(builtins.slice(n) for n in np.shape(a))]
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One operation for every element of the update."""
@@ -197,7 +236,7 @@ class At:
     """``x.at``: subscript it, then say what to do there. Every method gives an updated copy.
 
     The update is cast to the dtype of x and broadcast. Where an index repeats, `add` and its kin count
-    every one; which value `set` leaves is undefined.
+    every one; which value `set` leaves is undefined. An index out of range updates nothing.
 
     >>> import mlx.core as mx
     >>> At(mx.zeros(3))[mx.array([0, 0])].add(1.0).tolist()
