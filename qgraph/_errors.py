@@ -153,6 +153,23 @@ class VerifyError(QGraphError):
     """
 
 
+class RecompileWarning(UserWarning):
+    """A jitted function made many programs that differ in one thing only: a recompile storm.
+
+    Every program costs a trace, the passes and, on a GPU, new kernels. The text names the argument that
+    changed, with its values, and the fix; it comes once for a function and an argument, at the eighth
+    program. Failing::
+
+        for step in range(1000):
+            loss = train_step(params, batch, 0.1 / (1 + step))   # a new number is a new program
+
+    Fix: pass numbers that change as arrays (``mx.array(0.1 / (1 + step))``); pad sequences, or round
+    their lengths up to a few (buckets). Where the programs are wanted::
+
+        warnings.filterwarnings("ignore", category=qg.RecompileWarning)
+    """
+
+
 class StrictError(QGraphError):
     """A strict run met a case that would otherwise fall back to a slower, equal program.
 

@@ -6,48 +6,44 @@ import gc
 import inspect
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable
 from functools import cache, partial, update_wrapper
-from typing import Any, NamedTuple, overload
+from operator import is_
+from typing import Any, NamedTuple, TypeVar, overload
 
 import mlx.core as mx
 
-from qgraph._errors import QGraphError
+from qgraph._cache import LOCK, Cache, CacheInfo, Entry
+from qgraph._errors import QGraphError, RecompileWarning, TraceError
+from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph.execute.eager import EAGER, collect, stored
 from qgraph.execute.program import Program, compiling
 from qgraph.execute.stepper import Stepper
 from qgraph.inspector.inspect import install_jit
-from qgraph.ir import Builder, Graph, TensorType, Value
+from qgraph.ir import Builder, Graph, Value
+from qgraph.ir.origin import depth_of_user
 from qgraph.ops.dispatch import active, type_of
 from qgraph.rewrite import Pipeline, Report, Result
-from qgraph.rewrite.pipeline import DEFAULT
+from qgraph.rewrite.pipeline import DEFAULT, verify_level
 from qgraph.trace.foreign import foreign_call, user_source_of
-from qgraph.trace.surroundings import Same, Surroundings, is_plain_object
+from qgraph.trace.storms import Storms, features_of
+from qgraph.trace.surroundings import Surroundings, is_plain_object
 from qgraph.trace.tracer import Trace, Tracer, signature, unused
 from qgraph.trace.tree import flatten, paths, unflatten
+from qgraph.trace.twice import HiddenDraws, Traced, refuse_difference
+
+R = TypeVar("R")
+ATTEMPTS = 3  # traces that other threads may disturb
 
 
-class CacheInfo(NamedTuple):
-    """Counts of a jitted function's program cache."""
+class Call(NamedTuple):
+    """The arguments of a call, as they are and flattened."""
 
-    hits: int
-    misses: int
-    maxsize: int
-    currsize: int
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A compiled signature: the program, what it captured, and the shape of what it returns."""
-
-    result: Result
-    program: Program
-    captures: tuple[Any, ...]  # arrays, or their places among those that the surroundings give
-    spec: list[Any]  # of the returned tree
-    types: tuple[TensorType, ...]  # of its leaves
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaves: list[Any]
+    spec: list[Any]
 
 
 class JitFunction:
@@ -57,11 +53,13 @@ class JitFunction:
         self.function = function
         self.pipeline = pipeline
         self.maxsize = maxsize
-        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
-        self._hits = self._misses = 0
-        self._lock = threading.RLock()
+        self.warns = True  # of recompile storms
+        self._cache = Cache(maxsize)
+        self._name: str = getattr(function, "__name__", "f")
         self._surroundings = Surroundings(function)
-        self._by_identity: set[Any] = set()
+        self._storms = Storms()
+        self._making = threading.RLock()  # one trace at a time: a function may count its own
+        self._pending: list[Any] = []
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,85 +106,121 @@ class JitFunction:
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, the bound and the size of the program cache."""
-        with self._lock:
-            return CacheInfo(self._hits, self._misses, self.maxsize, len(self._entries))
+        with LOCK:
+            return self._cache.info()
 
     def clear_cache(self) -> None:
         """Forget all programs."""
-        with self._lock:
-            self._entries.clear()
-            self._by_identity.clear()
-            self._hits = self._misses = 0
+        with LOCK:
+            self._cache.clear()
 
     def _entry(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], outer: list[Any]
-    ) -> _Entry:
+    ) -> Entry:
         """The program for these arguments; their arrays go to `leaves`, the surroundings' to `outer`."""
+        if PROCESS.forked:
+            refuse_after_fork()
         spec: list[Any] = []
         flatten(args, leaves, spec)
         flatten(kwargs, leaves, spec)
         given = (tuple(spec), signature(leaves), str(mx.default_device()), compiling())
-        with self._lock:
-            key = self._exact((*given, *self._around(args, outer)), outer)
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._hits += 1
-                self._entries.move_to_end(key)
-                return entry
-            before = self._surroundings.read([], [], _objects(args))
-            with collector_paused():
-                entry = self._compile(args, kwargs, leaves, spec)
-            self._misses += 1
-            after = self._surroundings.read([], [], _objects(args))
-            self._surroundings.forget_written(before, after)
-            outer.clear()
-            key = (*given, *self._around(args, outer))
-            places = {id(x): i for i, x in enumerate(outer)}
-            entry = replace(entry, captures=tuple(places.get(id(x), x) for x in entry.captures))
-            if not all(type(c) is int for c in entry.captures):
-                self._by_identity.add(key)
-            self._keep(self._exact(key, outer), entry)
+        with LOCK:
+            entry = self._cache.find((*given, *self._around(args, outer)), outer)
+        if entry is not None:
             return entry
+        with self._making:
+            with LOCK:  # maybe another thread made it while this one waited
+                key = (*given, *self._around(args, outer))
+                entry = self._cache.find(key, outer)
+            if entry is not None:
+                return entry
+            entry = self._make(Call(args, kwargs, leaves, spec), given, outer, key)
+        self._warn(args, kwargs, entry)
+        return entry
 
-    def _exact(self, key: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
-        """The key, with the arrays outside by identity where the program has one that is made of them.
+    def _make(self, call: Call, given: tuple[Any, ...], outer: list[Any], key: tuple[Any, ...]) -> Entry:
+        """Compile until nothing outside changed meanwhile, and keep the program."""
+        if key in self._pending:
+            raise TraceError(
+                f"{self._name} was called with arguments for which it is being compiled just now",
+                fix="a pass must not call the function that it is compiling",
+            )
+        depth = len(self._pending)
+        try:
+            self._pending.append(key)
+            for _ in range(ATTEMPTS):
+                entry = self._attempt(call, given, outer)
+                if entry is not None:
+                    return entry
+        finally:
+            del self._pending[depth:]
+        raise TraceError(
+            f"{self._name}: another thread kept changing what it reads while it was traced",
+            fix="change it between calls, or pass it as an argument",
+        )
 
-        ``x @ W.T`` with an mx.array W outside the function is an example: MLX itself transposes it.
-        """
-        return (*key, *map(Same, outer)) if self._by_identity and key in self._by_identity else key
-
-    def _keep(self, key: tuple[Any, ...], entry: _Entry) -> None:
-        self._entries[key] = entry
-        if len(self._entries) > self.maxsize:
-            self._entries.popitem(last=False)
-        if len(self._by_identity) > self.maxsize:
-            self._by_identity.clear()  # the programs that are no longer found age out
+    def _attempt(self, call: Call, given: tuple[Any, ...], outer: list[Any]) -> Entry | None:
+        """Compile once; None if another thread changed what the function reads."""
+        objects = _objects(call.args)
+        arrays: list[Any] = []
+        with LOCK:
+            before = self._surroundings.read(arrays, [], objects)
+        entry = without_collector(lambda: self._compile(call))
+        with LOCK:
+            now: list[Any] = []
+            after = self._surroundings.read(now, [], objects)
+            if threading.active_count() > 1 and self._surroundings.changed_elsewhere(
+                before, after, same_arrays=len(arrays) == len(now) and all(map(is_, arrays, now))
+            ):
+                return None
+            self._surroundings.forget_written(before, after)
+            return self._cache.keep((*given, *self._around(call.args, outer)), outer, entry)
 
     def _around(self, args: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
         """What the function reads from outside: the part of the key that is not in its arguments."""
+        outer.clear()
         spec: list[Any] = []
         self._surroundings.read(outer, spec, _objects(args))
         return tuple(spec), signature(outer)
 
-    def _compile(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Any], spec: list[Any]
-    ) -> _Entry:
-        trace = Trace(Builder(), getattr(self.function, "__name__", "f"))
-        labels = _labels(self.function, args, kwargs)
-        inputs = [trace.builder.input(n, type_of(x)) for n, x in zip(labels, given, strict=True)]
+    def _warn(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: Entry) -> None:
+        """Warn of a recompile storm, at the user's line."""
+        if not self.warns:
+            return
+        features = features_of(_named(self.function, args, kwargs))
+        features["the default device", "value"] = str(mx.default_device())
+        with LOCK:
+            constants = not all(type(c) is int for c in entry.captures)
+            features.update(self._surroundings.features(_objects(args), by_identity=constants))
+            message = self._storms.add(features, self._name)
+        if message:
+            warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
+
+    def _compile(self, call: Call) -> Entry:
+        draws = HiddenDraws()
+        traced = self._trace(call)
+        if verify_level() >= 2 or draws.happened():
+            refuse_difference(self._name, traced, self._trace(call))
+        result = self.pipeline.run(traced.graph)
+        types = tuple(v.type for v in traced.graph.outputs)
+        return Entry(result, Program(result.graph), traced.captures, traced.spec, types)
+
+    def _trace(self, call: Call) -> Traced:
+        trace = Trace(Builder(), self._name)
+        labels = _labels(self.function, call.args, call.kwargs)
+        inputs = [trace.builder.input(n, type_of(x)) for n, x in zip(labels, call.leaves, strict=True)]
         trace.labels.update(dict.fromkeys(labels))
-        with trace.recording():
-            returned = self._traced(trace, inputs, spec)
+        spec: list[Any] = []
+
+        def body() -> list[Value]:
             leaves: list[Any] = []
-            out_spec: list[Any] = []
-            flatten(returned, leaves, out_spec)
-            outputs = [trace.lift(x) for x in leaves]
-        trace.finished = True
+            flatten(self._traced(trace, inputs, call.spec), leaves, spec)
+            return [trace.lift(x) for x in leaves]
+
+        outputs = trace.record(body)
         captured = list(trace.captures.values())
         graph = Graph([*inputs, *(v for _, v in captured)], outputs, trace.builder)
-        result = self.pipeline.run(graph)
-        captures = tuple(x for x, _ in captured)
-        return _Entry(result, Program(result.graph), captures, out_spec, tuple(v.type for v in outputs))
+        return Traced(graph, tuple(x for x, _ in captured), spec)
 
     def _traced(self, trace: Trace, inputs: list[Value], spec: list[Any]) -> Any:
         tracers = [Tracer(trace, v) for v in inputs]
@@ -209,20 +243,27 @@ def _objects(args: tuple[Any, ...]) -> list[Any]:
     return [x for x in args if is_plain_object(x)]
 
 
-@contextmanager
-def collector_paused() -> Generator[None]:
+def without_collector(body: Callable[[], R]) -> R:
     """Keep Python's cycle collector out of a compile.
 
     A compile makes tens of thousands of objects that stay; looking for garbage among them, and among all
     that was there before, took a third of its time.
     """
     was_on = gc.isenabled()
-    gc.disable()
     try:
-        yield
+        gc.disable()
+        return body()
     finally:
         if was_on:
             gc.enable()
+
+
+def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the names of the parameters."""
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {**{f"arg{i}": x for i, x in enumerate(args)}, **kwargs}
 
 
 def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

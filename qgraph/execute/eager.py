@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph._fork import refuse_after_fork
 from qgraph.execute.emit import components, emit
 from qgraph.execute.program import Flat, load
 from qgraph.ir.graph import Builder, Graph
@@ -32,6 +33,7 @@ class Eager:
 
     def apply(self, op: Op, operands: tuple[Any, ...]) -> Any:
         """The interpreter's side of every qg function outside a trace."""
+        refuse_after_fork()
         refuse_leaks(operands)
         types = tuple(type_of(x) for x in operands)
         run, out = self._program(op, types)

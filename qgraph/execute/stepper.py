@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from qgraph.execute.eager import EAGER
 from qgraph.ir.op import Op
-from qgraph.ops.dispatch import interpreting, type_of
+from qgraph.ops.dispatch import run_under, type_of
 from qgraph.ops.methods import ArrayMethods
 from qgraph.trace.tree import flatten, unflatten
 
@@ -52,8 +52,8 @@ class Stepper:
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` with its arrays wrapped, and unwrap what it returns."""
-        with interpreting(self):
-            out = function(*_mapped(args, Concrete), **_mapped(kwargs, Concrete))
+        args, kwargs = _mapped(args, Concrete), _mapped(kwargs, Concrete)
+        out = run_under(self, lambda: function(*args, **kwargs))
         return _mapped(out, _unwrap)
 
 

@@ -119,6 +119,14 @@ def user_source(depth: int = 2) -> Source:
     return UNKNOWN
 
 
+def depth_of_user() -> int:
+    """The `stacklevel` with which the caller's warnings stand at the user's line."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and is_library(frame.f_code):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
 def merge_origins(origins: list[Origin], step: Step) -> Origin:
     """The origin of what replaced nodes of `origins`: all their lines, their common scope, one step more."""
     sources = dict.fromkeys([source for origin in origins for source in origin.sources])

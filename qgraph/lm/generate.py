@@ -279,7 +279,10 @@ def _jitted(code: ModelCode) -> tuple[JitFunction, JitFunction]:
     def fill(params: Params, tokens: mx.array, cache: Cache, offset: mx.array, config: Any) -> Any:
         return code.backbone(params, tokens, cache, offset, config)[1]
 
-    return jit(step), jit(fill)
+    jitted = jit(step), jit(fill)
+    for function in jitted:
+        function.warns = False  # a prompt of another length is another program, and the user's to choose
+    return jitted
 
 
 def _check_vocabulary(name: str, graph: Graph, vocab: int) -> None:

@@ -70,6 +70,20 @@ def interpreting(interpreter: Interpreter | None) -> Generator[None]:
         _current.interpreter = before
 
 
+def run_under(interpreter: Interpreter | None, body: Callable[[], R]) -> R:
+    """Call `body` with `interpreter` active, and leave no trace of it whatever happens.
+
+    Where a Ctrl-C may come this is to be used in place of `interpreting`: Python may raise it when a
+    context manager's __exit__ begins, which then never runs, but not between two statements without a call.
+    """
+    before = _current.interpreter
+    try:
+        _current.interpreter = interpreter
+        return body()
+    finally:
+        _current.interpreter = before
+
+
 @contextmanager
 def recording(recorder: Recorder) -> Generator[None]:
     """Send calls of public functions in this thread to `recorder`."""

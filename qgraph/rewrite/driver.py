@@ -9,7 +9,7 @@ from qgraph._errors import QGraphError, RuleError
 from qgraph.ir.digest import digest
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.origin import Origin, Step, merge_origins
-from qgraph.ops.dispatch import interpreting
+from qgraph.ops.dispatch import run_under
 from qgraph.rewrite.context import Context
 from qgraph.rewrite.match import Found, Matcher, Miss, NoMatch, foreign_user, pattern_size
 from qgraph.rewrite.pattern import Pattern, root_ops, trace_pattern
@@ -85,8 +85,7 @@ class _Sweep:
         candidates = [n for n in self.graph.nodes if n.op.name in self.table]
         if not candidates:
             return self.graph
-        with interpreting(self.trace):
-            return self.graph.rewritten(self.rebuild)
+        return run_under(self.trace, lambda: self.graph.rewritten(self.rebuild))
 
     def origin(self) -> Origin:
         """The origin of new nodes: worked out once per rewrite, if it makes any."""

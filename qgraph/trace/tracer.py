@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import mlx.core as mx
 
@@ -14,9 +14,11 @@ from qgraph.ir.graph import Builder, Value
 from qgraph.ir.op import Op
 from qgraph.ir.origin import Origin, user_source
 from qgraph.ir.types import TensorType
-from qgraph.ops.dispatch import active, interpreting, type_of
+from qgraph.ops.dispatch import active, run_under, type_of
 from qgraph.ops.methods import ArrayMethods
 from qgraph.quant import QuantizedTensor
+
+R = TypeVar("R")
 
 
 class Tracer(ArrayMethods):
@@ -172,11 +174,12 @@ class Trace:
         """A tracer for a value of this trace."""
         return Tracer(self, value)
 
-    @contextmanager
-    def recording(self) -> Generator[None]:
-        """Record what runs inside, in this thread."""
-        with interpreting(self):
-            yield
+    def record(self, body: Callable[[], R]) -> R:
+        """Record what `body` does, in this thread; then the trace is finished."""
+        try:
+            return run_under(self, body)
+        finally:
+            self.finished = True
 
 
 def _leaked(x: Tracer, here: Trace | None) -> TraceError:

@@ -1,0 +1,90 @@
+"""The programs of a jitted function: found by the whole signature, the least recently used dropped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from qgraph.execute.program import Program
+from qgraph.ir import TensorType
+from qgraph.rewrite import Result
+from qgraph.trace.surroundings import Same
+
+# One lock for the tables of all functions, held for a look-up only: a program is made without it.
+LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a thread that held it is not in the child
+    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType]
+
+
+class CacheInfo(NamedTuple):
+    """Counts of a jitted function's program cache."""
+
+    hits: int
+    misses: int
+    maxsize: int
+    currsize: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled signature: the program, what it captured, and the shape of what it returns."""
+
+    result: Result
+    program: Program
+    captures: tuple[Any, ...]  # arrays, or their places among those that the surroundings give
+    spec: list[Any]  # of the returned tree
+    types: tuple[TensorType, ...]  # of its leaves
+
+
+class Cache:
+    """Programs by key; all methods are called under LOCK."""
+
+    def __init__(self, maxsize: int) -> None:
+        self.maxsize = maxsize
+        self._entries: OrderedDict[Any, Entry] = OrderedDict()
+        self._hits = self._misses = 0
+        self._by_identity: set[Any] = set()
+
+    def find(self, key: tuple[Any, ...], outer: list[Any]) -> Entry | None:
+        """The program of a signature; `outer` are the arrays that the function reads from outside."""
+        exact = self.exact(key, outer)
+        entry = self._entries.get(exact)
+        if entry is not None:
+            self._hits += 1
+            self._entries.move_to_end(exact)
+        return entry
+
+    def keep(self, key: tuple[Any, ...], outer: list[Any], entry: Entry) -> Entry:
+        """Store a new program; as it is stored, with the captured arrays by their places in `outer`."""
+        places = {id(x): i for i, x in enumerate(outer)}
+        entry = replace(entry, captures=tuple(places.get(id(x), x) for x in entry.captures))
+        if not all(type(c) is int for c in entry.captures):
+            self._by_identity.add(key)
+        exact = self.exact(key, outer)
+        self._entries[exact] = entry
+        self._misses += 1
+        while len(self._entries) > self.maxsize:
+            self._entries.popitem(last=False)
+        if len(self._by_identity) > self.maxsize:
+            self._by_identity.clear()  # the programs that are no longer found age out
+        return entry
+
+    def exact(self, key: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
+        """The key, with the arrays outside by identity where the program has one that is made of them.
+
+        ``x @ W.T`` with an mx.array W outside the function is an example: MLX itself transposes it.
+        """
+        return (*key, *map(Same, outer)) if self._by_identity and key in self._by_identity else key
+
+    def clear(self) -> None:
+        """Forget all programs."""
+        self._entries.clear()
+        self._by_identity.clear()
+        self._hits = self._misses = 0
+
+    def info(self) -> CacheInfo:
+        """The counts."""
+        return CacheInfo(self._hits, self._misses, self.maxsize, len(self._entries))
