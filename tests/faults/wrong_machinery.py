@@ -117,7 +117,7 @@ _ENGINE = [
         "qgraph.ir.op",
         "(repr(self.data), self.shape, self.dtype.name)",
         "(self.data, self.shape, self.dtype.name)",
-        (*IR, *JIT, "tests/test_jit.py"),
+        (*IR, *JIT),
     ),
     Fault(
         "digests-without-parameters",
@@ -141,14 +141,14 @@ _JIT = [
         "qgraph.trace.surroundings",
         '            yield ("cell", i), _content(cell)',
         '            yield ("cell", i), None',
-        (*JIT, "tests/test_jit_transforms.py"),
+        JIT,
     ),
     Fault(
         "stale-global",
         "qgraph.trace.surroundings",
         '            yield ("name", i), module.get(name)',
         '            yield ("name", i), None',
-        (*JIT, "tests/test_jit_transforms.py"),
+        JIT,
     ),
     Fault(
         "aliases-confused",
@@ -162,14 +162,14 @@ _JIT = [
         "qgraph.trace.tree",
         "    return kind, value\n",
         "    return object, value\n",
-        (*JIT, "tests/test_jit.py"),
+        JIT,
     ),
     Fault(
         "dtypes-not-in-the-key",
         "qgraph.trace.tracer",
         "(x.shape, x.dtype) if type(x) is mx.array",
         "(x.shape,) if type(x) is mx.array",
-        (*JIT, "tests/test_jit.py"),
+        JIT,
     ),
 ]
 

@@ -11,7 +11,9 @@ import pytest
 
 import qgraph as qg
 from qgraph import TraceError
-from tests.test_jit import close, normal, weight
+from qgraph.ir.dtypes import F32
+from tests.agree import close
+from tests.jit.data import normal, weight
 
 # MLX's transformations.
 
@@ -40,7 +42,7 @@ def test_the_gradient_through_a_quantized_product_is_the_one_of_the_unpacked_wei
     assert f.optimized(x, w).find("quantized_matmul")
     dense = qg.dequantize(w).astype(mx.float32)
     got = mx.grad(lambda x: f(x, w))(x)
-    assert close(got, mx.grad(lambda x: mx.sum(mx.tanh(x @ dense.T)))(x), 1e-4)
+    assert close(got, mx.grad(lambda x: mx.sum(mx.tanh(x @ dense.T)))(x))
 
 
 def test_gradients_of_adapters_beside_a_quantized_weight() -> None:
@@ -50,7 +52,7 @@ def test_gradients_of_adapters_beside_a_quantized_weight() -> None:
     dense = qg.dequantize(w)
     eager = lambda a, b: mx.sum(mx.tanh(x @ dense.T + 2.0 * (x @ a) @ b))  # noqa: E731
     for argument in (0, 1):
-        assert close(mx.grad(f, argument)(a, b), mx.grad(eager, argument)(a, b), 1e-3)
+        assert close(mx.grad(f, argument)(a, b), mx.grad(eager, argument)(a, b))
 
 
 def test_second_derivatives_and_jvp() -> None:
@@ -65,9 +67,7 @@ def test_vmap_of_a_dense_function() -> None:
     xs, w = normal(5, 3, 4), normal(4, 6, seed=1)
     got = mx.vmap(f, in_axes=(0, None))(xs, w)
     assert close(got, mx.softmax(xs @ w + 1.0, axis=(1, 2)))
-    assert close(
-        mx.vmap(mx.grad(lambda x: f(x, w).max()))(xs)[2], mx.grad(lambda x: f(x, w).max())(xs[2]), 1e-4
-    )
+    assert close(mx.vmap(mx.grad(lambda x: f(x, w).max()))(xs)[2], mx.grad(lambda x: f(x, w).max())(xs[2]))
     assert close(f(xs[0], w), got[0])
 
 
@@ -92,8 +92,8 @@ def test_jit_under_mx_compile() -> None:
     f = qg.jit(lambda x: qg.silu(x @ w.T) * 3.0 + qg.arange(32))
     g = mx.compile(lambda x: f(x) + 1)
     expected = np.array(f(x)) + 1
-    assert close(g(x), mx.array(expected), 1e-4)
-    assert close(g(x), mx.array(expected), 1e-4)
+    assert close(g(x), mx.array(expected))
+    assert close(g(x), mx.array(expected))
 
 
 def test_a_program_first_made_under_a_transformation_works_outside_too() -> None:
@@ -148,7 +148,7 @@ def test_eight_threads_with_mixed_shapes_share_one_cache() -> None:
                 rows, scale = 1 + (number + i) % 4, float(i % 2)
                 x = mx.full((rows, 64), 0.01 * number)
                 got, expected = np.array(f(x, w, scale)), np.array(mx.tanh(x @ w)) * scale
-                if not np.allclose(got, expected, atol=1e-5):
+                if not close(got, expected, F32, 64, magnitude=1.0):
                     failures.append((number, i))
         except Exception as error:
             failures.append(error)
@@ -173,7 +173,7 @@ def test_eight_threads_use_one_set_of_quantized_weights() -> None:
     def work() -> None:
         try:
             for _ in range(5):
-                if not np.allclose(np.array(f(mx.full((2, 64), 0.5))), expected, atol=1e-4):
+                if not close(f(mx.full((2, 64), 0.5)), expected, F32, 64):
                     failures.append("wrong")
         except Exception as error:
             failures.append(error)

@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 
 import qgraph as qg
 from qgraph import TraceError
+from tests.agree import close
+from tests.jit.data import normal, weight
 
 X = mx.arange(8.0).reshape(2, 4)
-
-
-def weight(seed: int = 0, shape: tuple[int, ...] = (32, 64), **options: Any) -> qg.QuantizedTensor:
-    return qg.quantize(mx.random.normal(shape, key=mx.random.key(seed)), **options)
-
-
-def normal(*shape: int, seed: int = 7) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(seed))
-
-
-def close(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> bool:
-    return np.allclose(np.array(a), np.array(b), rtol=tolerance, atol=tolerance)
 
 
 # The cache.
@@ -57,7 +47,7 @@ def test_two_weight_sets_of_one_type_share_a_program() -> None:
     x = normal(2, 64)
     for seed in (1, 2):
         w = weight(seed)
-        assert close(f(x, {"w": w}), x @ qg.dequantize(w).T, 1e-4)
+        assert close(f(x, {"w": w}), x @ qg.dequantize(w).T)
     assert f.cache_info().misses == 1
 
 
@@ -212,7 +202,7 @@ def test_quantized_values_and_their_views_are_returned_packed(mode: str) -> None
     assert close(qg.dequantize(part), dense[8:16])
     assert transposed.shape == (64, 32)
     x = normal(3, 64)
-    assert close(qg.jit(lambda x, wt: x @ wt)(x, transposed), x @ dense.T, 1e-4)
+    assert close(qg.jit(lambda x, wt: x @ wt)(x, transposed), x @ dense.T)
 
 
 # Nesting.
@@ -270,8 +260,8 @@ def test_eager_jitted_and_unjitted_agree(rows: int, mode: str) -> None:
     f = qg.jit(attention)
     jitted, eager, dense = f(x, w, wo), f.eager(x, w, wo), attention(x, qg.dequantize(w), wo)
     for got in (eager, dense):
-        assert close(jitted[0], got[0], 1e-3)
-        assert close(jitted[1][0], got[1][0], 1e-3)
+        assert close(jitted[0], got[0])
+        assert close(jitted[1][0], got[1][0])
         assert isinstance(got[0], mx.array)
 
 
@@ -287,7 +277,7 @@ def test_eager_shows_numbers_and_takes_branches() -> None:
         return y
 
     x, w = normal(2, 64), weight()
-    assert close(f.eager(x, w), x @ qg.dequantize(w).T, 1e-4)
+    assert close(f.eager(x, w), x @ qg.dequantize(w).T)
     assert isinstance(seen[0], float)
     with pytest.raises(TraceError):
         f(x, w)
@@ -295,7 +285,7 @@ def test_eager_shows_numbers_and_takes_branches() -> None:
 
 def test_qg_functions_run_at_once_outside_a_trace() -> None:
     w, x = weight(), normal(2, 64)
-    assert close(qg.dot(x, w.T), x @ qg.dequantize(w).T, 1e-4)
+    assert close(qg.dot(x, w.T), x @ qg.dequantize(w).T)
     assert close(qg.silu(X), X * mx.sigmoid(X))
 
 
@@ -326,7 +316,7 @@ def test_the_function_keeps_its_name_and_documentation() -> None:
 def test_a_pipeline_can_be_chosen() -> None:
     f = qg.jit(pipeline="canonicalize,legalize")(lambda x, w: x @ w.T)
     assert f.report(normal(1, 64), weight()).counts() == {"dequantize": 1}
-    assert close(f(normal(1, 64), weight()), normal(1, 64) @ qg.dequantize(weight()).T, 1e-4)
+    assert close(f(normal(1, 64), weight()), normal(1, 64) @ qg.dequantize(weight()).T)
 
 
 def test_numpy_arrays_are_arguments_like_any_other() -> None:
