@@ -24,7 +24,7 @@ SIZE = 500  # graphs of a batch
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="graphs in all")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first batch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first graph")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--batch", help=argparse.SUPPRESS)  # a worker: where its answer goes
     args = parser.parse_args()
@@ -33,7 +33,9 @@ def main() -> int:
     sizes = [min(SIZE, args.count - done) for done in range(0, args.count, SIZE)]
     total = Batch()
     with ThreadPoolExecutor(args.workers) as pool:
-        for n, batch in enumerate(pool.map(batch_of, range(args.seed, args.seed + len(sizes)), sizes), 1):
+        for n, batch in enumerate(
+            pool.map(batch_of, range(args.seed, args.seed + args.count, SIZE), sizes), 1
+        ):
             total.add(batch)
             print(f"batch {n} of {len(sizes)}: {total.counts['failures']} failures", file=sys.stderr)
     print(text(total))

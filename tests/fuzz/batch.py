@@ -18,6 +18,14 @@ from tests.fuzz.graphs import REFUSED, graphs
 from tests.fuzz.shrink import shrunk, size
 
 FOLDER = Path(__file__).parent / "regressions"
+QUIET = settings(
+    max_examples=2,
+    database=None,
+    deadline=None,
+    derandomize=False,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 SHRUNK_PER_KIND = 2  # of one batch: the rest is counted
 
 
@@ -33,42 +41,47 @@ class Batch:
         self.failures += other.failures
 
 
+def graph_of(number: int) -> Graph:
+    """The graph that Hypothesis draws from the seed `number`.
+
+    Its first example is always the simplest, and further ones are variations of each other: so one seed for
+    each graph, and the second example.
+    """
+    drawn: list[Graph] = []
+
+    @seed(number)
+    @settings(QUIET)
+    @given(graphs())
+    def draw(graph: Graph) -> None:
+        drawn.append(graph)
+
+    draw()
+    return drawn[-1]
+
+
 def run(first: int, count: int, current: Path | None = None, stop: bool = False, **options: Any) -> Batch:
-    """Check `count` graphs drawn from the seed `first`; `current` holds the one at hand, for a crash.
+    """Check the graphs of the seeds from `first` on; `current` holds the one at hand, for a crash.
 
     With `stop`, the first failure ends the batch.
     """
     batch, kinds, seen = Batch(), Counter[str](), set[str]()
-
-    @seed(first)
-    @settings(
-        max_examples=4 * count,
-        database=None,
-        deadline=None,
-        derandomize=False,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(graphs())
-    def one(graph: Graph) -> None:
-        mark = digest(graph)
-        if (stop and batch.failures) or len(seen) == count or mark in seen:
-            return  # Hypothesis draws variations of what it drew, some of them equal
-        seen.add(mark)
+    for number in range(first, first + count):
+        graph = graph_of(number)
+        seen.add(digest(graph))
         describe(graph, batch.counts)
         if current is not None:
-            current.write_text(str(graph))
+            current.write_text(f"// seed {number}\n{graph}\n")
         try:
             check(graph, batch.counts, **options)
         except Failure as failure:
             kinds[failure.kind] += 1
             batch.counts["failures"] += 1
             if kinds[failure.kind] <= SHRUNK_PER_KIND:
-                fails = partial(fails_alike, kind=failure.kind, **options)
-                small = shrunk(graph, fails)
-                batch.failures.append((failure.kind, failure.detail, str(small)))
-
-    one()
+                small = shrunk(graph, partial(fails_alike, kind=failure.kind, **options))
+                batch.failures.append((failure.kind, f"seed {number}: {failure.detail}", str(small)))
+            if stop:
+                break
+    batch.counts["distinct graphs"] += len(seen)
     batch.counts.update({f"motif refused: {reason}": n for reason, n in REFUSED.items()})
     REFUSED.clear()
     return batch

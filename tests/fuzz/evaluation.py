@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,21 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.numeric import tolerance
 
+# What MLX's functions are accurate relative to, where that is not the result: its erf to a few ulp of 1.
+SCALES: dict[str, Callable[..., Any]] = {"erf": lambda x: 1.0, "gelu": np.abs}
 NOISE = tolerance(F32).terms  # what functions of float32 may be off by
 
 
 class Evaluation:
     """Values of a graph and of what passes make of it, in float64.
 
-    With `noise`, every float is disturbed by as much as float32 arithmetic might, and overflows where it
+    With `noise` (a seed and a sign), every float is disturbed by as much as float32 arithmetic might, and overflows where it
     does: what that does to the results is what their comparison with MLX has to allow.
     """
 
-    def __init__(self, inputs: dict[Value, Any], noise: int | None = None) -> None:
-        self._noise = None if noise is None else np.random.default_rng(noise)
+    def __init__(self, inputs: dict[Value, Any], noise: tuple[int, int] | None = None) -> None:
+        self._noise = None if noise is None else np.random.default_rng(noise[0])
+        self._size = NOISE * noise[1] if noise else 0.0
         self.values: dict[Value, Any] = {v: self._disturbed(x) for v, x in inputs.items()}
         self.undefined = False  # a float became an integer that cannot hold it
 
@@ -40,12 +43,13 @@ class Evaluation:
         made = node.op.reference(*operands)
         results: Iterable[Any] = made if len(node.outputs) > 1 else (made,)
         for v, x in zip(node.outputs, results, strict=True):
-            self.values[v] = self._disturbed(np.asarray(x))
+            size = SCALES[node.op.name](*operands) if node.op.name in SCALES else 0.0
+            self.values[v] = self._disturbed(np.asarray(x), size)
 
-    def _disturbed(self, x: Any) -> Any:
+    def _disturbed(self, x: Any, size: Any = 0.0) -> Any:
         if self._noise is None or x.dtype.kind not in "fc":
             return x
-        x = x * (1 + NOISE * self._noise.uniform(-1, 1, x.shape))
+        x = x + self._size * np.maximum(np.abs(x), size) * self._noise.uniform(-1, 1, x.shape)
         return x.astype(np.float32).astype(np.float64) if x.dtype.kind == "f" else x
 
 

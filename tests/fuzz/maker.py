@@ -36,7 +36,8 @@ class Maker:
     def __init__(self, draw: Callable[[Any], Any], narrow: bool) -> None:
         self.draw = draw
         self.narrow = narrow
-        self.half = F32 if narrow else self.one(HALVES)  # what most floats of the graph are
+        self.half = F32 if narrow else self.one(HALVES)  # what the floats of the graph are, or most of them
+        self.mixed = not narrow and self.chance(2)
         self.builder = Builder()
         self.inputs: list[Value] = []
         self.values: list[Value] = []  # what later ops may read and the graph may return
@@ -56,7 +57,7 @@ class Maker:
         return self.n(0, of - 1) == of - 1
 
     def float(self) -> DType:
-        return F32 if self.narrow else self.one([self.half, self.half, F32, F16, BF16])
+        return self.one([self.half, self.half, F32, F16, BF16]) if self.mixed else self.half
 
     # Nodes
 
@@ -210,9 +211,6 @@ class Maker:
         dtype = self.float()
         scales = (dtype if not self.chance(4) else self.float()) if q.has_biases else U8
         extra = q.mode == "nvfp4" and self.chance(2)
-        if extra and self.narrow:
-            dtype = F32
-        # `quantize` in a graph makes scales of the logical dtype; an input may have others.
         return TensorType(shape, dtype, Packing(q, scales, -1, extra))
 
     def retyped(self, t: TensorType) -> TensorType:

@@ -55,7 +55,7 @@ def product(m: Maker) -> list[Any]:
 def turned_view(m: Maker) -> list[Any]:
     """A view of a transposed weight: the transpose has to sink below it to reach the dot."""
     w = qg.swapaxes(m.traced(m.packed(m.one([(8,), (3,), (1,), (64,), (2, 4)]))), -1, -2)
-    w = m.one([sliced, sliced, joined, view_cast, with_one, regrouped, other_joined])(m, w)
+    w = m.one([sliced, joined, view_cast, view_cast, with_one, regrouped, other_joined, other_joined])(m, w)
     if 0 in w.shape or w.ndim < 2 or not m.n(0, 3):
         return [w]
     return [activations(m, w.shape[-2], w.shape[:-2]) @ w]
@@ -244,7 +244,7 @@ def reshapes(m: Maker) -> list[Any]:
             shape = m.one([(-1,), (1, *x.shape), (*x.shape, 1), (-1, x.shape[-1]), (x.shape[0], -1)])
             x = qg.reshape(x, shape) if 0 not in x.shape else x
         return [x]
-    x = m.traced(m.dense(m.one([(2, 3), (2, 1, 3), (4,), (1, 1), (2, 3, 4), (0, 3)])))
+    x = m.traced(m.dense(m.one([(2, 3), (2, 1, 3), (4,), (1, 1), (2, 3, 4), (2, 2, 2), (3, 3, 3), (0, 3)])))
     start = x.shape
     for _ in range(m.n(1, 3)):
         if m.n(0, 1) and x.ndim > 1:
@@ -276,7 +276,7 @@ def doubled(m: Maker) -> list[Any]:
 MOTIFS = [
     *[product] * 4,
     *[left_product] * 3,
-    *[turned_view] * 3,
+    *[turned_view] * 5,
     *[both_packed] * 2,
     *[taken] * 3,
     *[experts] * 6,

@@ -53,14 +53,13 @@ def other_joined(m: Maker, w: Any) -> Any:
     if other.dtype != w.dtype:
         return qg.concatenate([w, w], m.n(0, w.ndim - 1))
     other = qg.swapaxes(other, -1, -2)
-    how = m.n(0, 3)
-    if how == 3:
+    if m.n(0, 1):
         other = m.traced(m.dense(shape, w._type.dtype))
     return qg.concatenate([w, other], m.n(0, w.ndim - 1))
 
 
 def cast(m: Maker, w: Any) -> Any:
-    if m.chance(4):
+    if m.chance(3):
         return qg.astype(qg.clip(w, -8, 8), mx.int32)
     if m.narrow:
         return qg.astype(w, mx.int32) if m.n(0, 1) else w
