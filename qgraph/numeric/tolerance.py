@@ -44,8 +44,8 @@ class Tolerance:
     def allows(self, found: Any, exact: Any, magnitude: Any = 0.0) -> Any:
         """Where `found` is near enough to `exact`; NaN and infinities must be equal."""
         found, exact = np.asarray(found, np.float64), np.asarray(exact, np.float64)
-        limit = self.terms * np.asarray(magnitude, np.float64) + self.result * np.abs(exact)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # 0 * inf and inf - inf: such elements must be equal
+            limit = self.terms * np.asarray(magnitude, np.float64) + self.result * np.abs(exact)
             near = np.isfinite(exact) & (np.abs(found - exact) <= limit)
         return near | (found == exact) | (np.isnan(found) & np.isnan(exact))
 
