@@ -19,8 +19,8 @@ NOISE = tolerance(F32).terms  # what functions of float32 may be off by
 class Evaluation:
     """Values of a graph and of what passes make of it, in float64.
 
-    With `noise` (a seed and a sign), every float is disturbed by as much as float32 arithmetic might, and overflows where it
-    does: what that does to the results is what their comparison with MLX has to allow.
+    With `noise` (a seed and a sign), every float is disturbed by as much as float32 arithmetic might, and
+    overflows where it does: what that does to the results is what their comparison with MLX has to allow.
     """
 
     def __init__(self, inputs: dict[Value, Any], noise: tuple[int, int] | None = None) -> None:

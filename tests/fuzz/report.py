@@ -12,9 +12,8 @@ OPS = sorted(set(Op.registry) - {"input"})
 
 def text(batch: Batch) -> str:
     c = batch.counts
-    lines = [
-        f"{c['graphs']} graphs ({c['distinct graphs']} distinct), {c['nodes']} nodes, {c['failures']} failures"
-    ]
+    head = f"{c['graphs']} graphs, {c['distinct graphs']} distinct; {c['nodes']} nodes"
+    lines = [f"{head}, {c['failures']} failures"]
     for key in sorted(k for k in c if k.startswith("graphs with")):
         lines.append(f"  {key}: {c[key]} ({c[key] / max(1, c['graphs']):.0%})")
     for start in ("outputs", "run", "not run", "MLX", "motif"):
