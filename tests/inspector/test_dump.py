@@ -13,8 +13,8 @@ import qgraph as qg
 from qgraph.inspector import FORMATS, render
 from qgraph.ir import Graph, digest, parse_graph
 from qgraph.ir.text import names_of
+from tests.fuzz.graphs import graphs
 from tests.inspector.programs import layers, layers_arguments
-from tests.ir.random_graphs import graphs
 
 TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|([A-Za-z_]\w*)|(->)|([{}\[\];=,]))')
 

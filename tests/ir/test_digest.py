@@ -14,7 +14,7 @@ from qgraph.ir import Builder, Graph, TensorType, digest, parse_graph
 from qgraph.ir.dtypes import BF16, F32
 from qgraph.ir.op import Constant, Op
 from qgraph.ir.origin import Origin
-from tests.ir.random_graphs import graphs
+from tests.fuzz.graphs import graphs
 
 BASE = """graph(%x: f32[2,3], %y: f32[2,3]) {
   %exp = exp(%x) : f32[2,3]

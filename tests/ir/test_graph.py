@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from qgraph import QGraphError
 from qgraph.ir import Builder, Graph, Op, TensorType, Value, digest, parse_graph, print_graph, verify
 from qgraph.ir.dtypes import F32
-from tests.ir.random_graphs import graphs
+from tests.fuzz.graphs import graphs
 
 ADD, MULTIPLY, EXP = (Op.registry[n]() for n in ("add", "multiply", "exp"))
 

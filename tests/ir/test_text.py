@@ -12,7 +12,7 @@ import qgraph as qg
 from qgraph.ir import Builder, Graph, Op, TensorType, digest, parse_graph, verify
 from qgraph.ir.dtypes import F32
 from qgraph.ir.op import Constant
-from tests.ir.random_graphs import graphs
+from tests.fuzz.graphs import graphs
 
 
 def without_comments(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,7 +14,24 @@ from qgraph import DTypeError, QGraphError, Quantization, ShapeError
 from qgraph.ir import DType, Packing, TensorType, parse_type
 from qgraph.ir.dtypes import BF16, F16, F32, U8, dtype_of, promote
 from qgraph.ir.types import broadcast_shapes, normalize_axis
-from tests.ir.random_graphs import types
+
+SCHEMES = [Quantization(bits=4, group_size=64), Quantization(bits=3, group_size=32)]
+SCHEMES += [Quantization.of_mode("mxfp4"), Quantization.of_mode("nvfp4")]
+
+
+@st.composite
+def types(draw: Any) -> TensorType:
+    """A dense or a quantized type."""
+    dtype = draw(st.sampled_from([F32, F16, BF16]))
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from([(), (1,), (2, 64), (3, 2, 64), (1, 0)]))
+        return TensorType(shape, draw(st.sampled_from(list(DType.all.values()))))
+    scheme = draw(st.sampled_from(SCHEMES))
+    scales = draw(st.sampled_from([dtype, F32])) if scheme.has_biases else U8
+    axis = draw(st.sampled_from([-1, -2]))
+    extra = scheme.mode == "nvfp4" and draw(st.booleans())
+    shape = draw(st.sampled_from([(64, 64), (2, 64, 64)]))
+    return TensorType(shape, dtype, Packing(scheme, scales, axis, extra))
 
 
 @given(types())

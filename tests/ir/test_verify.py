@@ -10,7 +10,7 @@ from qgraph import VerifyError
 from qgraph.ir import Builder, Graph, Node, Op, TensorType, Value, verify
 from qgraph.ir.dtypes import F16, F32
 from qgraph.ir.origin import NOWHERE
-from tests.ir.random_graphs import graphs
+from tests.fuzz.graphs import graphs
 
 EXP, ADD = Op.registry["exp"](), Op.registry["add"]()
 T = TensorType((2,), F32)

@@ -270,3 +270,10 @@ def test_a_dtype_without_a_kernel_is_dequantized_with_the_reason():
     assert "dequantize" in ops(f.optimized(x, w))
     assert "there is no kernel for c64" in str(f.report(x, w))
     assert f(x, w).dtype == mx.complex64
+
+
+def test_packed_activations_are_dequantized_for_a_kernel_that_the_user_called():
+    f = qg.jit(lambda q: qg.quantized_matmul(q, q) + qg.dequantize(q).sum())
+    q = qg.quantize(normal(64, 64))
+    graph = agree(f, q)
+    assert (ops(graph)["quantized_matmul"], ops(graph)["dequantize"]) == (1, 1)
