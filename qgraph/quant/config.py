@@ -53,7 +53,11 @@ def load_config(path: str | os.PathLike[str]) -> dict[str, object]:
     {'model_type': 'qwen3'}
     """
     path = Path(path)
-    file = path / "config.json" if os.path.isdir(path) else path
+    return read_config(path / "config.json" if os.path.isdir(path) else path)
+
+
+def read_config(file: Path) -> dict[str, object]:
+    """`load_config` of what can only be the file. Errors: CheckpointError."""
     # Some published models have a bare Infinity in their config (time_step_limit).
     return read_json(current(file), constants=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qgraph.quant.config import QuantizationConfig, load_config, read_quantization
+from qgraph.quant.config import QuantizationConfig, read_config, read_quantization
 from qgraph.quant.pending import Pending, current, read_pending
 from qgraph.quant.safetensors_file import Entry, Header, read_header
 from qgraph.quant.strict_file import as_object, clip, json_name, parse_json, read_json, refuse
@@ -51,7 +51,7 @@ def _declared_for_file(header: Header) -> QuantizationConfig:
         return read_quantization({"quantization": parsed}, header.path)
     config = header.path.parent / "config.json"
     if any(name.endswith(".scales") for name in header.entries) and os.path.lexists(config):
-        return read_quantization(load_config(config), config)
+        return read_quantization(read_config(config), config)
     return QuantizationConfig()
 
 
@@ -59,7 +59,7 @@ def _read_folder(folder: Path) -> Layout:
     config, index = folder / "config.json", folder / INDEX
     pending = read_pending(folder)
     files = _weight_files(folder, pending)
-    declared = read_quantization(load_config(config), config)
+    declared = read_quantization(read_config(config), config)
     if not files.indexed:
         header = read_header(current(_only(folder, files.weights)))
         return Layout((header,), header.entries, declared)

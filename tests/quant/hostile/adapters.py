@@ -1,0 +1,102 @@
+"""Damaged adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.quant.hostile.craft import (
+    ADAPTER,
+    UP,
+    Case,
+    Stored,
+    Tensors,
+    adapter,
+    file_of,
+    floats,
+    of_bytes,
+    pair,
+    refused,
+    text,
+)
+from tests.quant.hostile.kinds import (
+    PICKLE,
+    pipe,
+    remove,
+    secret,
+)
+
+
+def lora(changes: dict[str, object]) -> Any:
+    return adapter(lambda f: (f / "adapter_config.json").write_text(json.dumps(ADAPTER | changes)))
+
+
+def parameters(**changes: object) -> Any:
+    return lora({"lora_parameters": {"rank": 4, "scale": 20.0} | changes})
+
+
+def holding(change: Any) -> Any:
+    def make(folder: Path) -> None:
+        found: Tensors = pair()
+        change(found)
+        (folder / "adapters.safetensors").write_bytes(file_of(found))
+
+    return adapter(make)
+
+
+A_CONFIG, A_FILE = "adapter_config.json", "adapters.safetensors"
+
+
+def adapted(maker: Any, cause: str, file: str, tensor: str | None = None) -> Case:
+    return refused(maker, cause, file, tensor=tensor, adapter=True)
+
+
+ADAPTERS: dict[str, Case] = {
+    "F01 no config": adapted(adapter(remove(A_CONFIG)), "no such file", A_CONFIG),
+    "F02 no tensors": adapted(adapter(remove(A_FILE)), "no such file", A_FILE),
+    "F03 the config is a pipe": adapted(adapter(pipe(A_CONFIG)), "is a pipe", A_CONFIG),
+    "F04 the tensors are a pipe": adapted(adapter(pipe(A_FILE)), "is a pipe", A_FILE),
+    "F05 the config is a list": adapted(adapter(text(A_CONFIG, "[]")), "is a list", A_CONFIG),
+    "F06 the config is a link to another file": adapted(adapter(secret(A_CONFIG)), "is not JSON", A_CONFIG),
+    "F07 the tensors are a pickle": adapted(adapter(text(A_FILE, PICKLE)), "is a pickle", A_FILE),
+    "F08 DoRA": adapted(lora({"fine_tune_type": "dora"}), "dora is not supported", A_CONFIG),
+    "F09 no parameters": adapted(lora({"lora_parameters": None}), "lora_parameters is null", A_CONFIG),
+    "F10 rank 0": adapted(parameters(rank=0), "rank is not a whole number above 0", A_CONFIG),
+    "F11 rank true": adapted(parameters(rank=True), "rank is not a whole number", A_CONFIG),
+    "F12 scale NaN": adapted(
+        adapter(text(A_CONFIG, '{"lora_parameters": {"rank": 4, "scale": NaN}}')), "contains NaN", A_CONFIG
+    ),
+    "F13 scale 1e400": adapted(
+        adapter(text(A_CONFIG, '{"lora_parameters": {"rank": 4, "scale": 1e400}}')),
+        "scale is missing or no",
+        A_CONFIG,
+    ),
+    "F14 scale of 32 digits is a number, of 400 is not": adapted(
+        adapter(text(A_CONFIG, '{"lora_parameters": {"rank": 4, "scale": ' + "9" * 400 + "}}")),
+        "400 digits",
+        A_CONFIG,
+    ),
+    "F15 another rank": adapted(parameters(rank=8), "expected (in, 8)", A_FILE, f"{UP}.lora_a"),
+    "F16 half of a pair": adapted(
+        holding(lambda t: t.pop(f"{UP}.lora_b")), "has no lora_b", A_FILE, f"{UP}.lora_a"
+    ),
+    "F17 a tensor that is no pair": adapted(
+        holding(lambda t: t.update(x=floats(2))), "is not <module>.lora_a", A_FILE, "x"
+    ),
+    "F18 integers": adapted(
+        holding(lambda t: t.update({f"{UP}.lora_a": of_bytes("I32", 128, 4)})),
+        "is I32",
+        A_FILE,
+        f"{UP}.lora_a",
+    ),
+    "F19 NaN": adapted(
+        holding(lambda t: t.update({f"{UP}.lora_b": Stored("F32", (4, 8), b"\0\0\xc0\x7f" * 32)})),
+        "has NaN or infinity",
+        A_FILE,
+        f"{UP}.lora_b",
+    ),
+    "F20 no pairs": adapted(holding(lambda t: t.clear()), "has no tensors", A_FILE),
+    "F21 PEFT": adapted(lora({"peft_type": "LORA"}), "a PEFT adapter", A_CONFIG),
+    "F22 nothing there": adapted(lambda f: f / "absent", "no such folder", "absent"),
+}
