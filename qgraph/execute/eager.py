@@ -64,7 +64,7 @@ def stored(values: Iterable[mx.array | QuantizedTensor]) -> list[mx.array]:
     out: list[mx.array] = []
     for x in values:
         if isinstance(x, QuantizedTensor):
-            out += x.components()
+            out += x._components  # the arrays themselves: a program does not change them
         else:
             out.append(x)
     return out

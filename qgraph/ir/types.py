@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
-from qgraph._errors import ShapeError
-from qgraph.ir.dtypes import U8, DType, dtype_named
+from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import BF16, F16, F32, U8, U32, DType, dtype_named
 from qgraph.quant.scheme import Quantization
 
 Shape = tuple[int, ...]
@@ -37,6 +38,14 @@ class Packing:
         """The names of the arrays that store the value, in order."""
         biases = ("biases",) if self.quantization.has_biases else ()
         return ("packed", "scales", *biases, *(("global_scale",) if self.global_scale else ()))
+
+
+class Component(NamedTuple):
+    """One of the arrays that hold a value."""
+
+    name: str  # empty for a dense value
+    shape: Shape
+    dtype: DType
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +110,53 @@ class TensorType:
             axes.append(axes.pop(self.ndim + self.packing.axis))
         return tuple(axes)
 
+    @property
+    def storage(self) -> tuple[Component, ...]:
+        """The arrays that hold the value, in order: what a program takes and gives for it.
+
+        Errors: ShapeError, DTypeError for a type that no arrays can have (see `check`).
+
+        >>> from qgraph.ir.dtypes import BF16
+        >>> scheme = Quantization(bits=4, group_size=64)
+        >>> TensorType((128, 8), BF16, Packing(scheme, BF16, axis=-2)).storage[0]
+        Component(name='packed', shape=(8, 16), dtype=u32)
+        """
+        p = self.packing
+        if p is None:
+            return (Component("", self.shape, self.dtype),)
+        self.check()
+        shapes = p.quantization.storage_shapes(tuple(self.shape[a] for a in self.storage_axes))
+        parts = [Component(n, s, U32 if n == "packed" else p.scales) for n, s in shapes.items()]
+        return (*parts, Component("global_scale", (), F32)) if p.global_scale else tuple(parts)
+
+    def check(self) -> None:
+        """Raise unless there can be such a value: the storage of a quantized one must exist.
+
+        Errors: ShapeError, DTypeError.
+        """
+        p = self.packing
+        if p is None:
+            return
+        q = p.quantization
+        if self.ndim < 2 or not -self.ndim <= p.axis <= -1:
+            raise ShapeError(
+                f"{self}: a quantized value of rank {self.ndim} with groups along axis {p.axis}",
+                fix=f"it has two axes or more; count the axis from the end, -{max(self.ndim, 2)} to -1",
+            )
+        if self.shape[p.axis] % q.group_size:
+            raise ShapeError(
+                f"{self}: axis {p.axis} has {self.shape[p.axis]} numbers, no whole groups of {q.group_size}",
+                fix="keep whole groups together, or dequantize first",
+            )
+        allowed = (F32, F16, BF16) if q.has_biases else (U8,)
+        if p.scales not in allowed or self.dtype not in (F32, F16, BF16):
+            raise DTypeError(
+                f"{self}: {q} has scales of {' or '.join(map(str, allowed))} and numbers of f32, f16 or bf16",
+                fix="check the mode: only affine has float scales",
+            )
+        if p.global_scale and q.mode != "nvfp4":
+            raise DTypeError(f"{self}: {q} takes no global scale", fix="only nvfp4 has one")
+
     def dense(self) -> TensorType:
         """The same shape and dtype, not quantized."""
         return self if self.packing is None else TensorType(self.shape, self.dtype)
@@ -129,7 +185,7 @@ _TYPE = re.compile(
 def parse_type(text: str) -> TensorType:
     """Read what ``str(type)`` prints.
 
-    >>> parse_type("bf16[2,64]:affine4g64@-2").packing.axis
+    >>> parse_type("bf16[64,2]:affine4g64@-2").packing.axis
     -2
     """
     m = _TYPE.fullmatch(text.strip())
@@ -142,7 +198,9 @@ def parse_type(text: str) -> TensorType:
     scheme = Quantization.parse(m["tag"])
     scales = dtype_named(m["scales"]) if m["scales"] else _usual_scales(scheme, dtype)
     packing = Packing(scheme, scales, int(m["axis"] or -1), m["gs"] is not None)
-    return TensorType(shape, dtype, packing)
+    found = TensorType(shape, dtype, packing)
+    found.check()
+    return found
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:

@@ -14,7 +14,7 @@ def verify(graph: Graph, known: Container[Node] = ()) -> None:
     """Raise `VerifyError` unless `graph` is valid; nodes in `known` were checked before.
 
     Checked: inputs are inputs, each listed once and under one name; operands stand before their users;
-    every node's types are what its op's rule gives.
+    every node's types are what its op's rule gives, and the storage of quantized values can exist.
     """
     _verify_inputs(graph)
     seen: set[Node] = set()
@@ -35,6 +35,13 @@ def _verify_inputs(graph: Graph) -> None:
         if value.op.label in labels:
             raise VerifyError(f"two inputs are named {value.op.label!r}", fix="give every input its own name")
         labels.add(value.op.label)
+        declared = value.op.type
+        if declared != value.type:
+            raise VerifyError(f"input {value.op.label!r} is declared {declared}, its value is {value.type}")
+        try:
+            value.type.check()
+        except QGraphError as error:
+            raise VerifyError(f"input {value.op.label!r}: {error.message}", fix=error.fix) from error
 
 
 def _verify_node(graph: Graph, node: Node, seen: set[Node]) -> None:
@@ -53,6 +60,11 @@ def _verify_node(graph: Graph, node: Node, seen: set[Node]) -> None:
     if types != node.types:
         found, declared = ", ".join(map(str, types)), ", ".join(map(str, node.types))
         raise _error(graph, node, f"{node.op.name} has type {declared}, its rule gives {found}")
+    for t in types:
+        try:
+            t.check()
+        except QGraphError as error:
+            raise _error(graph, node, f"{node.op.name} gives {error.message}") from error
 
 
 def describe(graph: Graph, value: Value) -> str:

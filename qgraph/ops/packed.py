@@ -40,12 +40,6 @@ def storage_of(packed: str, scales: str, biases: str | None = None) -> Storage:
     return Storage(packed, scales, biases)
 
 
-def storage_shape(t: TensorType, unit: int) -> Shape:
-    """The shape of a component with `unit` elements per group."""
-    sizes = [t.shape[a] for a in t.storage_axes]
-    return (*sizes[:-1], sizes[-1] // group_of(t) * unit)
-
-
 def carry_transpose(t: TensorType, axes: Shape) -> Packing | str:
     """A permutation moves the packed axis; the words stay where they are."""
     assert t.packing is not None

@@ -102,6 +102,31 @@ class Quantization:
             )
         return k * self.bits // 32
 
+    def storage_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the arrays that store weights of `shape`, which has the packed axis last.
+
+        The one rule: types, tensors and the verifier ask here. Errors: DTypeError as `words`.
+
+        >>> Quantization(bits=4, group_size=64).storage_shapes((8, 128))
+        {'packed': (8, 16), 'scales': (8, 2), 'biases': (8, 2)}
+        """
+        *lead, k = shape
+        groups = (*lead, k // self.group_size)
+        biases = {"biases": groups} if self.has_biases else {}
+        return {"packed": (*lead, self.words(k)), "scales": groups, **biases}
+
+    def lookalikes(self) -> tuple[Quantization, ...]:
+        """Other schemes whose arrays have the same shapes, each for another number of weights.
+
+        >>> print(*Quantization(bits=4, group_size=64).lookalikes())
+        affine2g128 affine8g32
+        """
+        if not self.has_biases:
+            return ()
+        same = self.bits * self.group_size
+        pairs = ((b, g) for b in sorted(_BITS["affine"]) for g in _GROUP_SIZES["affine"] if b * g == same)
+        return tuple(Quantization(bits=b, group_size=g) for b, g in pairs if b != self.bits)
+
     @classmethod
     def of_mode(cls, mode: Mode) -> Quantization:
         """The scheme MLX uses when only the mode is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from math import prod
 from typing import Never, TypeGuard
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.quant.scheme import Mode, Quantization
 
+_SCHEME = "pass the bits, group_size and mode that the weight was packed with"
 _FLOATS: dict[mx.Dtype, str] = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 
 
@@ -18,6 +20,8 @@ class QuantizedTensor:
 
     MLX does not check the rows of scales and biases and reads past their end, so the constructor
     checks the whole triplet. The object cannot be changed; it compares and hashes by identity.
+    (``a += b`` gives an mx.array another shape, wherever it is held: the arrays in here are handles
+    of their own to the same data, and those that are read from it are others: no memory is copied.)
 
     Shape: `packed` is uint32[..., words], `scales` and `biases` are [..., groups], with equal
     leading axes and words * 32 == groups * group_size * bits. The logical shape is the leading
@@ -39,24 +43,16 @@ class QuantizedTensor:
         "_components",
         "_type",
         "axis",
-        "biases",
         "dtype",
-        "global_scale",
-        "packed",
         "quantization",
-        "scales",
         "shape",
     )
 
-    packed: mx.array
-    scales: mx.array
-    biases: mx.array | None
     quantization: Quantization
-    global_scale: mx.array | None
     dtype: mx.Dtype
     axis: int
     shape: tuple[int, ...]
-    _components: tuple[mx.array, ...]
+    _components: tuple[mx.array, ...]  # in the order of `components`; not to be handed out
     _type: object  # a cache for the layers above; None until they fill it
 
     def __init__(
@@ -86,19 +82,39 @@ class QuantizedTensor:
                 f"QuantizedTensor: axis {axis} of a value of rank {packed.ndim}",
                 fix=f"count the axis from the end: -{packed.ndim} to -1",
             )
-        values = (packed, scales, biases, quantization, global_scale, dtype, axis)
-        names = ("packed", "scales", "biases", "quantization", "global_scale", "dtype", "axis")
-        for name, value in zip(names, values, strict=True):
+        for name, value in (("quantization", quantization), ("dtype", dtype), ("axis", axis)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "shape", _logical_shape(scales, quantization, axis))
         object.__setattr__(self, "_type", None)
         stored = (packed, scales, biases, global_scale)
-        object.__setattr__(self, "_components", tuple(array for array in stored if array is not None))
+        handles = tuple(copy(array) for array in stored if array is not None)
+        object.__setattr__(self, "_components", handles)
+
+    @property
+    def packed(self) -> mx.array:
+        """The words, uint32."""
+        return copy(self._components[0])
+
+    @property
+    def scales(self) -> mx.array:
+        """One for each group."""
+        return copy(self._components[1])
+
+    @property
+    def biases(self) -> mx.array | None:
+        """One for each group of an affine weight."""
+        return copy(self._components[2]) if self.quantization.has_biases else None
+
+    @property
+    def global_scale(self) -> mx.array | None:
+        """One number that multiplies all scales (nvfp4), if there is one."""
+        given = len(self._components) > 2 + self.quantization.has_biases
+        return copy(self._components[-1]) if given else None
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self.packed.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
@@ -108,11 +124,11 @@ class QuantizedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the storage: words, scales, biases and global scale."""
-        return sum(array.nbytes for array in self.components())
+        return sum(array.nbytes for array in self._components)
 
     def components(self) -> tuple[mx.array, ...]:
         """The stored arrays: packed, scales, biases if affine, global_scale if there is one."""
-        return self._components
+        return tuple(map(copy, self._components))
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: programs are keyed by the type of a weight."""
@@ -311,13 +327,18 @@ def _check_shapes(packed: mx.array, scales: mx.array, biases: mx.array | None, q
             f"QuantizedTensor: packed has shape {packed.shape}, expected rank 2 or more",
             fix="keep the row axis: (1, words) for a single row",
         )
-    expected = (*packed.shape[:-1], packed.shape[-1] * 32 // (q.bits * q.group_size))
-    whole = packed.shape[-1] * 32 == expected[-1] * q.bits * q.group_size
-    if scales.shape != expected or not whole:
+    k = packed.shape[-1] * 32 // q.bits
+    if packed.shape[-1] * 32 != k * q.bits or k % q.group_size:
         raise ShapeError(
             f"QuantizedTensor: {q} packed {packed.shape} with scales {scales.shape}, expected "
-            + (f"{expected}" if whole else f"a multiple of {q.words(q.group_size)} words"),
-            fix="pass the bits, group_size and mode that the weight was packed with",
+            f"a multiple of {q.words(q.group_size)} words",
+            fix=_SCHEME,
+        )
+    expected = q.storage_shapes((*packed.shape[:-1], k))["scales"]
+    if scales.shape != expected:
+        raise ShapeError(
+            f"QuantizedTensor: {q} packed {packed.shape} with scales {scales.shape}, expected {expected}",
+            fix=_SCHEME,
         )
     if biases is not None and biases.shape != scales.shape:
         raise ShapeError(
@@ -353,9 +374,9 @@ def _odd_groups(size: int, q: Quantization) -> bool:
 
 
 def _empty(w: mx.array, q: Quantization) -> tuple[mx.array, mx.array, mx.array | None]:
-    lead, groups = w.shape[:-1], w.shape[-1] // q.group_size
-    packed = mx.zeros((*lead, q.words(w.shape[-1])), mx.uint32)
-    scales = mx.zeros((*lead, groups), w.dtype if q.has_biases else mx.uint8)
+    shapes = q.storage_shapes(w.shape)
+    packed = mx.zeros(shapes["packed"], mx.uint32)
+    scales = mx.zeros(shapes["scales"], w.dtype if q.has_biases else mx.uint8)
     return packed, scales, mx.zeros_like(scales) if q.has_biases else None
 
 

@@ -90,7 +90,9 @@ def test_any_axis_that_is_off_by_one_is_refused(
 def test_a_right_triplet_is_taken_as_it_is(q: Quantization) -> None:
     triplet = parts(q, (3, 8))
     t = build(*triplet, q)
-    assert t.components() == tuple(a for a in triplet if a is not None)
+    given = [a for a in triplet if a is not None]
+    assert all(map(mx.array_equal, t.components(), given))
+    assert len(t.components()) == len(given)
     assert t.shape == (3, 8, 2 * q.group_size)
     assert t.dtype == mx.bfloat16
     assert t.nbytes == sum(a.nbytes for a in t.components())
@@ -230,6 +232,26 @@ def test_a_tensor_cannot_be_changed() -> None:
         del t.scales
     with pytest.raises(AttributeError):
         t.extra = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def grow(array: mx.array) -> None:
+    """What ``a += b`` does to an mx.array: it may get another shape, under every name it has."""
+    array += mx.ones((3, *array.shape), array.dtype)
+
+
+@pytest.mark.parametrize("q", SCHEMES, ids=str)
+def test_no_handle_reaches_the_arrays_inside(q: Quantization) -> None:
+    triplet = [a for a in parts(q) if a is not None]
+    t = build(*triplet, *[None] * (3 - len(triplet)), q)
+    before = [np.array(a.astype(mx.float32)) for a in t.components()]
+    for array in (*triplet, *t.components(), t.packed, t.scales, t.biases):
+        if array is not None:
+            grow(array)
+            array[:] = 1
+    assert triplet[1].shape != before[1].shape  # it did change, outside
+    for component, array in zip(t.components(), before, strict=True):
+        np.testing.assert_array_equal(np.array(component.astype(mx.float32)), array)
+    assert t.scales.shape == before[1].shape
 
 
 def test_tensors_compare_by_identity_and_can_be_weakly_referenced() -> None:
