@@ -81,7 +81,10 @@ class QuantizedMatmul(Op):
         packing = stored(self.name, w)
         n, k = w.shape[-2:] if self.transpose else w.shape[:-3:-1]
         if not x.shape or x.shape[-1] != k:
-            raise ShapeError(f"{self.name}: x has shape {x.shape}, the weight contracts {k}")
+            raise ShapeError(
+                f"{self.name}: x has shape {x.shape}, the weight contracts {k}",
+                fix="make x's last axis that size; transpose=False contracts the other axis of the weight",
+            )
         if w.ndim > 2 and x.ndim < 3:
             # MLX would use the first matrix only, without a word.
             raise ShapeError(
@@ -263,7 +266,7 @@ class Dequantize(Op):
 
     def infer(self, w: TensorType) -> TensorType:
         if w.packing is None:
-            raise DTypeError(f"dequantize: {w} is not quantized")
+            raise DTypeError(f"dequantize: {w} is not quantized", fix="use it as it is")
         return w.dense()
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
@@ -309,7 +312,10 @@ class Quantize(Op):
                 fix="choose another group_size (32, 64 or 128 for affine), or pad the axis",
             )
         if global_scale and (q.mode != "nvfp4" or global_scale[0].shape or global_scale[0].dtype is not F32):
-            raise DTypeError("quantize: a global scale is one float32 number, for nvfp4 only")
+            raise DTypeError(
+                "quantize: a global scale is one float32 number, for nvfp4 only",
+                fix="leave it out, or pass mode='nvfp4' and a number",
+            )
         scales = w.dtype if q.has_biases else U8
         return TensorType(w.shape, w.dtype, Packing(q, scales, -1, bool(global_scale)))
 
