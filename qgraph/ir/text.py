@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qgraph._errors import QGraphError
 from qgraph.ir.dtypes import DType
@@ -68,6 +68,20 @@ def print_node(node: Node, names: dict[Value, str]) -> str:
 def op_text(op: Op) -> str:
     """The op with its parameters, as the text form has it."""
     return str(op)
+
+
+def call_text(op: Op, operands: Sequence[Value], scope: str = "") -> str:
+    """An op on operands that have no node (yet), for messages: inputs by name, all with their types."""
+    shown = ", ".join(f"{_short_name(v)}{v.type}" for v in operands)
+    return f"{scope}.{op}({shown})" if scope else f"{op}({shown})"
+
+
+def _short_name(v: Value) -> str:
+    if isinstance(v.op, Input):
+        return f"%{v.op.label}: "
+    if v.op.name == "transpose" and isinstance(v.node.inputs[0].op, Input):
+        return f"%{v.node.inputs[0].op.label}.T: "
+    return ""
 
 
 def comment(node: Node) -> str:

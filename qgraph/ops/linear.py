@@ -14,6 +14,7 @@ from qgraph.ir.op import Op, Types
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.elementwise import add, multiply
+from qgraph.ops.packed import check_inner
 from qgraph.ops.shape import reshape, swapaxes, transpose
 
 _STORED = "make both inner axes equal; for a weight stored (out, in), pass its .T"
@@ -34,10 +35,7 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
         )
     row, column = a[-1], b[-2:][0]
     if row != column:
-        at = "-2" if len(b) > 1 else "-1"
-        raise ShapeError(
-            f"dot: inner sizes differ, {row} (lhs axis -1) and {column} (rhs axis {at})", fix=_STORED
-        )
+        raise ShapeError(_inner(row, column, len(b)), fix=_STORED)
     try:
         batch = broadcast_shapes(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else ()
     except ShapeError:
@@ -46,6 +44,11 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
             fix="make the axes before the last two equal or 1",
         ) from None
     return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+
+
+def _inner(row: int, column: int, rank: int) -> str:
+    at = "-2" if rank > 1 else "-1"
+    return f"dot: inner sizes differ, {row} (lhs axis -1) and {column} (rhs axis {at})"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,16 @@ class Dot(Op):
         dtype = promote(a.dtype, b.dtype)
         if not (dtype.is_float or dtype.is_complex):
             raise DTypeError(f"dot: {a.dtype} by {b.dtype} has no float operand", fix="cast one with .astype")
+        if a.packing or b.packing:
+            self._check_packed(a, b)
         return TensorType(matmul_shape(a.shape, b.shape), dtype)
+
+    def _check_packed(self, a: TensorType, b: TensorType) -> None:
+        if a.shape and b.shape:
+            row, column = a.shape[-1], b.shape[-2:][0]
+            message = _inner(row, column, b.ndim)
+            check_inner(message, row, b, max(-2, -b.ndim))
+            check_inner(message, column, a, -1)
 
     reference = staticmethod(np.matmul)
 

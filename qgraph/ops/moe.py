@@ -17,6 +17,7 @@ from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shap
 from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.indexing import index_operand
 from qgraph.ops.linear import matmul_shape
+from qgraph.ops.packed import check_inner
 from qgraph.ops.quantized import kernel_dtype, scaled, scheme_arguments, stored
 
 __all__ = ["gather_mm", "gather_qmm"]
@@ -40,6 +41,9 @@ class GatherMm(Indexed):
         dtype = promote(a.dtype, b.dtype)
         if not dtype.is_float:
             raise DTypeError(f"{self.name}: {a.dtype} by {b.dtype}", fix="cast both to a float dtype")
+        if b.packing and a.shape:
+            message = f"{self.name}: a has shape {a.shape}, the weights contract {b.shape[-2]}"
+            check_inner(message, a.shape[-1], b, -2)
         return TensorType(self.shape_rule(a.shape, b.shape, indices), dtype)
 
     def shape_rule(self, a: Shape, b: Shape, indices: Types) -> Shape:
@@ -146,6 +150,9 @@ class GatherQmm(GatherMm):
         shape = b.shape
         if self.transpose:
             shape = (*shape[:-2], *shape[:-3:-1])
+            if a.shape:
+                message = f"{self.name}: x has shape {a.shape}, the weights contract {b.shape[-1]}"
+                check_inner(message, a.shape[-1], b, -1)
         dtype: DType = kernel_dtype(a, packing).dtype
         return TensorType(self.shape_rule(a.shape, shape, indices), dtype)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from qgraph._errors import ShapeError
 from qgraph.ir.op import Storage
 from qgraph.ir.types import Packing, Shape, TensorType
 
@@ -38,6 +39,30 @@ def map_storage(operand: Storage, t: TensorType, view: Callable[[str, int], str]
 def storage_of(packed: str, scales: str, biases: str | None = None) -> Storage:
     """Components in order, without a global scale."""
     return Storage(packed, scales, biases)
+
+
+def check_inner(message: str, k: int, w: TensorType, axis: int) -> None:
+    """Refuse a product that contracts `k` numbers with another number of them along the packed `axis` of w.
+
+    The arrays of a packed weight do not tell its number of columns: (bits, group, K) and (2 bits, group / 2,
+    K / 2) look alike, so a config.json that is wrong there passes every check of shapes.
+    """
+    found = w.shape[axis]
+    if found == k or w.packing is None or w.packing.axis != axis:
+        return
+    q = w.packing.quantization
+    read_as = [(other, found // q.group_size * other.group_size) for other in q.lookalikes()]
+    others = " or ".join(f"{other} with K = {size}" for other, size in read_as)
+    fix = "make the inner sizes equal: the weight is stored as (out, in), so the product is x @ w.T"
+    if others:
+        fix = f"the same arrays could be {others}: check bits and group_size in config.json, then the shapes"
+    if any(size == k for _, size in read_as):
+        fits = next(other for other, size in read_as if size == k)
+        fix = f"the same arrays read as {fits} have K = {k}: check bits and group_size in config.json"
+    raise ShapeError(
+        f"{message}; the weight is packed as {q}: K = {found}, bits = {q.bits}, group_size = {q.group_size}",
+        fix=fix,
+    )
 
 
 def carry_transpose(t: TensorType, axes: Shape) -> Packing | str:

@@ -19,6 +19,7 @@ from qgraph.ir.op import Op, Operand, Storage, Types, literal
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.indexed import Indexed, check_indices, in_range, read
+from qgraph.ops.packed import check_inner
 from qgraph.ops.shape import Transpose
 from qgraph.quant import Quantization
 
@@ -81,15 +82,17 @@ class QuantizedMatmul(Op):
         packing = stored(self.name, w)
         n, k = w.shape[-2:] if self.transpose else w.shape[:-3:-1]
         if not x.shape or x.shape[-1] != k:
+            message = f"{self.name}: x has shape {x.shape}, the weight contracts {k}"
+            if x.shape:
+                check_inner(message, x.shape[-1], w, -1 if self.transpose else -2)
             raise ShapeError(
-                f"{self.name}: x has shape {x.shape}, the weight contracts {k}",
+                message,
                 fix="make x's last axis that size; transpose=False contracts the other axis of the weight",
             )
         if w.ndim > 2 and x.ndim < 3:
             # MLX would use the first matrix only, without a word.
-            raise ShapeError(
-                f"{self.name}: x of rank {x.ndim} with a weight of rank {w.ndim}", fix="expand x"
-            )
+            message = f"{self.name}: x of rank {x.ndim} with a weight of rank {w.ndim}"
+            raise ShapeError(message, fix="expand x")
         batch = x.shape[:-2] if w.ndim == 2 else broadcast_shapes(x.shape[:-2], w.shape[:-2])
         return TensorType((*batch, *x.shape[-2:-1], n), kernel_dtype(x, packing).dtype)
 
@@ -333,11 +336,9 @@ class Quantize(Op):
         return f"(*{call}, {scale[0]})" if scale else call
 
     def _empty(self, w: TensorType, scale: list[Any]) -> str:
-        q, lead = self.quantization, w.shape[:-1]
-        words = f"mx.zeros({(*lead, q.words(w.shape[-1]))}, mx.uint32)"
-        dtype = literal(w.dtype if q.has_biases else U8)
-        groups = f"mx.zeros({(*lead, w.shape[-1] // q.group_size)}, {dtype})"
-        return f"({', '.join([words, groups, *[groups] * q.has_biases, *scale])})"
+        parts = self.infer(w).storage
+        zeros = [f"mx.zeros({part.shape}, {literal(part.dtype)})" for part in parts]
+        return f"({', '.join([*zeros, *scale])})"
 
     def reference(self, w: Any, *global_scale: Any) -> Any:
         """The numbers after rounding to the grid."""

@@ -13,6 +13,7 @@ from qgraph._errors import QGraphError, TraceError
 from qgraph.ir.graph import Builder, Value
 from qgraph.ir.op import Op
 from qgraph.ir.origin import Origin, user_source
+from qgraph.ir.text import call_text
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import active, run_under, type_of
 from qgraph.ops.methods import ArrayMethods
@@ -150,7 +151,7 @@ class Trace:
         try:
             node = self.builder.add(op, values, origin)
         except QGraphError as error:
-            error.node = error.node or f"{op}({', '.join(str(v.type) for v in values)})"
+            error.node = error.node or call_text(op, values, origin.scope)
             error.where = error.where or (origin.source.sentence() if origin.source.known else None)
             raise
         outputs = node.outputs
