@@ -21,7 +21,7 @@ REQUIRED = {
 }
 
 
-def tests():
+def numbered():
     """The test functions of this folder by checklist and number."""
     found = {"e": {}, "m": {}}
     for file in sorted(Path(__file__).parent.glob("test_*.py")):
@@ -34,12 +34,12 @@ def tests():
 
 @pytest.mark.parametrize("checklist", REQUIRED)
 def test_the_numbers_are_those_of_the_checklist(checklist):
-    assert set(tests()[checklist]) == REQUIRED[checklist]
+    assert set(numbered()[checklist]) == REQUIRED[checklist]
 
 
 @pytest.mark.parametrize("checklist", REQUIRED)
 def test_every_numbered_test_asserts_something_and_is_not_skipped(checklist):
-    for number, functions in tests()[checklist].items():
+    for number, functions in numbered()[checklist].items():
         for file, node in functions:
             text = ast.unparse(node)
             assert re.search(r"\bassert|\bcheck\(|raises", text), (number, file)
@@ -48,5 +48,5 @@ def test_every_numbered_test_asserts_something_and_is_not_skipped(checklist):
 
 def test_each_file_holds_one_checklist():
     for checklist, name in (("e", "test_emlx_"), ("m", "test_mlx_")):
-        files = {file for functions in tests()[checklist].values() for file, _ in functions}
+        files = {file for functions in numbered()[checklist].values() for file, _ in functions}
         assert all(file.startswith(name) for file in files)
