@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qgraph._errors import QGraphError
 from qgraph.execute.vmap import first_activations
@@ -62,12 +62,23 @@ class _Writer:
             return self.fresh(label)
         return Storage(**{part: self.fresh(f"{label}_{part}") for part in packing.components})
 
+    def constant(self, op: Constant, label: str, types: tuple[TensorType, ...]) -> str:
+        """The name of a constant, which is made once, outside the program."""
+        name = self.fresh(label)
+        # mx.compile on a CPU writes a scalar -0.0 as the integer -0, without a sign: negate in the program.
+        negated = str(op.data) == "(-0.0,)"
+        made = replace(op, data=(0.0,)) if negated else op
+        self.constants.append((name, str(made.emit((), (), types))))
+        if not negated:
+            return name
+        result = self.fresh(label)
+        self.lines.append(f"    {result} = mx.negative({name})")
+        return result
+
     def node(self, node: Node) -> None:
         """Append the statements of one node."""
         if isinstance(node.op, Constant):
-            name = self.fresh(self.labels[node.outputs[0]])
-            self.constants.append((name, node.op.emit((), (), node.types)))  # pyright: ignore[reportArgumentType]
-            self.names[node.outputs[0]] = name
+            self.names[node.outputs[0]] = self.constant(node.op, self.labels[node.outputs[0]], node.types)
             return
         if node.op.name in PRODUCTS:
             self.guard(node.inputs[0])
@@ -136,12 +147,26 @@ def emit(graph: Graph) -> Emitted:
         if not isinstance(node.op, Input):
             _check_legal(node)
             writer.node(node)
-    results = [n for v in graph.outputs for n in flat(writer.names[v])]
+    results = _unshared([n for v in graph.outputs for n in flat(writer.names[v])], arguments, writer)
     returned = f"    return ({', '.join(results)}{',' if len(results) == 1 else ''})"
     head = f"def program({', '.join(arguments)}):"
     constants = [f"{name} = {text}" for name, text in writer.constants]
     source = "\n".join([*constants, *([""] if constants else []), head, *writer.lines, returned, ""])
     return Emitted(source, len(arguments), tuple(writer.constants))
+
+
+def _unshared(results: list[str], arguments: list[str], writer: _Writer) -> list[str]:
+    """The results as array objects of their own: ``y[0] = 9`` by the caller must change y alone.
+
+    A result may be an argument, a constant of the program, or two results at once. The copy is of the
+    object; the numbers are shared until somebody writes.
+    """
+    taken = {*arguments, *(name for name, _ in writer.constants)}
+    out: list[str] = []
+    for name in results:
+        out.append(f"{name}.__copy__()" if name in taken else name)
+        taken.add(name)
+    return out
 
 
 def _check_legal(node: Node) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import mlx.core as mx
 
@@ -115,7 +115,10 @@ def frontend(function: Callable[P, R], op: str | None = None) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if _current.recorder is not None:
             return _current.recorder.record(name, function, args, kwargs)
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
+        if type(made) is mx.array and any(made is x for x in args):
+            return cast(R, made.__copy__())  # eagerly, what moved nothing: ``y[0] = 9`` must not reach the argument
+        return made
 
     return call
 

@@ -1,0 +1,490 @@
+"""The checklist of a jit's correctness, items 1–11: what a call depends on. Items 12–32 stand beside it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph import TraceError
+from tests.agree import close
+from tests.jit.data import normal, weight
+
+X = mx.array([[1.0, 2.0, 3.0, 4.0]])
+SCALE = 2.0
+W = mx.eye(4)
+TABLE: dict[str, Any] = {"scale": 2.0, "rows": [1.0, 2.0]}
+MODULE = types.ModuleType("a_module_of_the_users")
+
+
+class Settings:
+    scale = 2.0
+
+    @property
+    def doubled(self) -> float:
+        return 2 * self.scale
+
+    @staticmethod
+    def apply(x: Any) -> Any:
+        return x * SCALE
+
+    def method(self, x: Any) -> Any:
+        return x * self.scale * SCALE
+
+
+SETTINGS = Settings()
+
+
+@pytest.fixture(autouse=True)
+def _globals(monkeypatch):
+    """Every test starts with these and may change them."""
+    for name, value in {"SCALE": 2.0, "W": mx.eye(4), "TABLE": {"scale": 2.0, "rows": [1.0, 2.0]}}.items():
+        monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setattr(Settings, "scale", 2.0)
+    monkeypatch.setitem(globals(), "SETTINGS", Settings())
+    MODULE.scale = 2.0
+
+
+def first(x: mx.array) -> float:
+    return x.reshape(-1)[0].item()
+
+
+def test_numbering() -> None:
+    found: set[int] = set()
+    for file in Path(__file__).parent.glob("test_checklist*.py"):
+        functions = [
+            n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.FunctionDef)
+        ]
+        found |= {int(m[1]) for f in functions if (m := re.match(r"test_j(\d\d)_", f.name))}
+    assert found == set(range(1, 33))
+
+
+# 1. A global number.
+
+
+def test_j01_a_global_number_that_changes_gives_another_program() -> None:
+    f = qg.jit(lambda x: x * SCALE)
+    assert first(f(X)) == 2
+    globals()["SCALE"] = 5.0
+    assert first(f(X)) == 5
+    globals()["SCALE"] = 2.0
+    assert first(f(X)) == 2
+    assert f.cache_info()[:2] == (1, 2)
+
+
+def _set_settings(value: float) -> None:
+    SETTINGS.scale = value
+
+
+def _set_class(value: float) -> None:
+    Settings.scale = value
+
+
+def _set_module(value: float) -> None:
+    MODULE.scale = value
+
+
+def _set_table(value: float) -> None:
+    TABLE["scale"] = value
+
+
+def _set_scale(value: float) -> None:
+    globals()["SCALE"] = value
+
+
+class Callable:
+    def __call__(self, x: Any) -> Any:
+        return x * SCALE
+
+
+CALL = Callable()
+
+
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        (lambda x: x * SETTINGS.scale, _set_settings),
+        (lambda x: x * SETTINGS.scale, _set_class),
+        (lambda x: x * SETTINGS.doubled / 2, _set_class),
+        (lambda x: x * Settings.scale, _set_class),
+        (lambda x: SETTINGS.method(x) / 2, _set_scale),
+        (lambda x: Settings.apply(x), _set_scale),
+        (lambda x: CALL(x), _set_scale),
+        (lambda x: x * MODULE.scale, _set_module),
+        (lambda x: x * TABLE["scale"], _set_table),
+        (lambda x: functools.reduce(lambda a, b: a * b, [x, SCALE]), _set_scale),
+    ],
+    ids=["attribute", "of the class", "property", "class", "method", "static method", "callable", "module",
+         "item", "inner function"],
+)  # fmt: skip
+def test_j01_a_number_that_is_reached_through_another_object(body: Any, change: Any) -> None:
+    f = qg.jit(body)
+    assert first(f(X)) == 2
+    change(5.0)
+    assert first(f(X)) == 5
+    assert f.cache_info()[:2] == (0, 2)
+
+
+# 2, 3. Global arrays.
+
+
+def test_j02_a_global_array_that_is_rebound_needs_no_new_program() -> None:
+    f = qg.jit(lambda x: x @ W)
+    assert first(f(X)) == 1
+    globals()["W"] = mx.eye(4) * 3
+    assert first(f(X)) == 3
+    assert f.cache_info()[:2] == (1, 1)
+
+
+def test_j02_an_array_in_an_object_a_class_or_a_module_that_is_rebound() -> None:
+    SETTINGS.w, MODULE.w = mx.eye(4), mx.eye(4)
+    f = qg.jit(lambda x: x @ SETTINGS.w @ MODULE.w)
+    assert first(f(X)) == 1
+    SETTINGS.w = mx.eye(4) * 3
+    assert first(f(X)) == 3
+    MODULE.w = mx.eye(4) * 5
+    assert first(f(X)) == 15
+    assert f.cache_info()[:2] == (2, 1)
+
+
+def test_j02_an_array_that_mlx_transformed_in_the_trace_is_keyed_by_identity() -> None:
+    f = qg.jit(lambda x: x @ W.T)
+    assert first(f(X)) == 1
+    globals()["W"] = mx.eye(4) * 3
+    assert first(f(X)) == 3
+
+
+def test_j03_a_captured_array_that_is_updated_in_place() -> None:
+    w = mx.eye(4)
+    f = qg.jit(lambda x: x @ w)
+    assert first(f(X)) == 1
+    w[:] = 7
+    assert first(f(X)) == 70
+    w += 1
+    assert first(f(X)) == 80
+
+
+# 4. Closures.
+
+
+def test_j04_a_closure_cell_and_a_nonlocal_that_change() -> None:
+    scale, w = 2.0, mx.eye(4)
+
+    def change(number: float, array: mx.array) -> None:
+        nonlocal scale, w
+        scale, w = number, array
+
+    f = qg.jit(lambda x: x @ w * scale)
+    assert first(f(X)) == 2
+    change(3.0, mx.eye(4))
+    assert first(f(X)) == 3
+    change(3.0, mx.eye(4) * 2)
+    assert first(f(X)) == 6
+    assert f.cache_info()[:2] == (1, 2)
+
+
+def test_j04_what_the_function_itself_wrote_and_others_change_later() -> None:
+    state: dict[str, Any] = {"scale": 1.0}
+
+    @qg.jit
+    def f(x: Any) -> Any:
+        state.setdefault("traced", True)
+        return x * state["scale"]
+
+    assert first(f(X)) == 1
+    assert first(f(X)) == 1
+    assert f.cache_info()[:2] == (1, 1)
+    state["scale"] = 3.0
+    assert first(f(X)) == 3
+    state["scale"] = 4.0
+    assert first(f(X)) == 4
+
+
+# 5. Defaults, partials, bound methods.
+
+
+def test_j05_a_mutable_default_argument() -> None:
+    @qg.jit
+    def f(x: Any, items: Any = [2.0, mx.eye(4)], *, more: Any = {"k": 1.0}) -> Any:  # noqa: B006, B008
+        return x @ items[1] * items[0] * more["k"]
+
+    assert first(f(X)) == 2
+    f.function.__defaults__[0][0] = 3.0
+    assert first(f(X)) == 3
+    f.function.__defaults__[0][1] = mx.eye(4) * 2
+    assert first(f(X)) == 6
+    f.function.__kwdefaults__["more"]["k"] = 10.0
+    assert first(f(X)) == 60
+
+
+def test_j05_a_partial_and_what_it_holds() -> None:
+    held = [2.0]
+    f = qg.jit(functools.partial(lambda items, x, *, w: x @ w * items[0], held, w=mx.eye(4)))
+    assert first(f(X)) == 2
+    held[0] = 3.0
+    assert first(f(X)) == 3
+
+
+class Layer:
+    def __init__(self, k: float) -> None:
+        self.k = k
+        self.inner = types.SimpleNamespace(shift=0.0)
+        self.config = Settings()
+
+    def plain(self, x: Any) -> Any:
+        return x * self.k * self.config.scale
+
+    @qg.jit
+    def jitted(self, x: Any) -> Any:
+        return x * self.k * self.config.scale
+
+
+@pytest.mark.parametrize("kind", ["jit of a bound method", "jitted method"])
+def test_j05_attributes_of_a_bound_method(kind: str) -> None:
+    layer = Layer(1.0)
+    f = qg.jit(layer.plain) if kind == "jit of a bound method" else layer.jitted
+    assert first(f(X)) == 2
+    layer.k = 3.0
+    assert first(f(X)) == 6
+    layer.config.scale = 5.0  # of an object in the object
+    assert first(f(X)) == 15
+
+
+def test_j05_a_module_of_mlx_nn_holds_numbers_as_attributes() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = 2.0
+            self.weight = mx.eye(4)
+
+    layer = Scaled()
+    f = qg.jit(lambda x: x @ layer.weight * layer.scale)
+    assert first(f(X)) == 2
+    layer.scale = 3.0
+    assert first(f(X)) == 3
+    layer.weight = mx.eye(4) * 2
+    assert first(f(X)) == 6
+
+
+# 6. Instances, and arguments that are written.
+
+
+def test_j06_two_instances_of_one_class_have_their_own_results() -> None:
+    one, two = Layer(1.0), Layer(10.0)
+    assert [first(one.jitted(X)), first(two.jitted(X)), first(one.jitted(X))] == [2, 20, 2]
+
+
+def test_j06_an_argument_that_is_written_is_refused_at_its_line() -> None:
+    def f(x: Any) -> Any:
+        x[0] = 9
+        return x
+
+    with pytest.raises(TraceError, match=r"test_checklist\.py:\d+ in .*x\[0\] = 9"):
+        qg.jit(f)(X)
+    assert first(qg.jit(lambda x: x.at[0].add(9.0))(X)) == 10
+    assert first(X) == 1  # the caller's array is as it was
+
+
+def test_j06_an_assignment_with_an_operator_changes_the_name_and_not_the_callers_array() -> None:
+    def f(x: Any) -> Any:
+        x += 9
+        return x
+
+    assert first(qg.jit(f)(X)) == 10
+    assert first(X) == 1
+
+
+def test_j06_a_container_that_is_written_in_the_trace_does_not_reach_the_caller() -> None:
+    @qg.jit
+    def f(tree: Any) -> Any:
+        tree["y"] = tree["x"] * 2
+        return tree
+
+    given = {"x": X}
+    assert first(f(given)["y"]) == 2
+    assert list(given) == ["x"]
+
+
+# 7, 8. Python scalars.
+
+
+def test_j07_a_number_is_static_and_right_and_an_array_in_its_place_needs_one_program() -> None:
+    f = qg.jit(lambda x, s: x * s)
+    for s in (0.5, 1.5, 2.5):
+        assert first(f(X, s)) == s
+    assert f.cache_info().misses == 3
+    for s in (0.5, 1.5, 2.5):
+        assert first(f(X, mx.array(s))) == s
+    assert f.cache_info().misses == 4  # the documented way: no program for each value
+
+
+def test_j08_one_true_and_one_point_zero_are_three() -> None:
+    f = qg.jit(lambda x, s: x * s)
+    ints = mx.array([3])
+    for s in (1, 1.0, True, 1, 1.0, True):
+        assert f(ints, s).dtype == (ints * s).dtype
+        assert f(ints, s).tolist() == (ints * s).tolist()
+    assert f.cache_info().misses == 3
+
+
+def test_j08_zero_and_minus_zero_are_two() -> None:
+    f = qg.jit(lambda x, s: x / (x * s))
+    for s in (0.0, -0.0, 0.0, -0.0):
+        assert f(mx.array([1.0]), s).item() == (float("inf") if str(s) == "0.0" else float("-inf"))
+    assert f.cache_info()[:2] == (2, 2)
+
+
+def test_j08_minus_zero_as_a_constant_under_mx_compile(monkeypatch) -> None:
+    monkeypatch.setenv("QGRAPH_COMPILE", "1")
+    f = qg.jit(lambda x: 1.0 / (x * -0.0 + -0.0))
+    assert f(mx.array([1.0, 2.0])).tolist() == [float("-inf")] * 2
+
+
+def test_j08_nan_misses_once() -> None:
+    f = qg.jit(lambda x, s: x + s)
+    for s in (float("nan"), float("nan"), np.float64("nan").item()):
+        assert np.isnan(f(mx.array([1.0]), s).item())
+    assert f.cache_info()[:2] == (2, 1)
+
+
+# 9, 10. Structure.
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+class Other(NamedTuple):
+    a: Any
+    b: Any
+
+
+@dataclass
+class Box:
+    a: Any
+    b: Any
+
+
+A, B = mx.array(1.0), mx.array(10.0)
+STRUCTURES = [
+    [A, B], (A, B), [[A], B], [[A, B]], [A, [B]], [[A], [B]], ((A, B),), {"a": A, "b": B}, {"b": A, "a": B},
+    {-1: A, -2: B}, {-2: A, -1: B}, {1: A, 2: B}, {1.0: A, 2: B}, {True: A, 2: B}, {"1": A, 2: B},
+    Pair(A, B), Other(A, B), Box(A, B), [A, B, None], [None, A, B], [A, B, ()], [A, B, []], [A, {"b": B}],
+]  # fmt: skip
+
+
+def leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The arrays with the whole way to them, types and keys."""
+    here = f"{path}/{type(tree).__name__}"
+    if isinstance(tree, dict):
+        return [item for k, v in tree.items() for item in leaves(v, f"{here}.{k!r}")]
+    if isinstance(tree, Box):
+        return [*leaves(tree.a, here), *leaves(tree.b, here)]
+    if isinstance(tree, list | tuple):
+        return [item for i, v in enumerate(tree) for item in leaves(v, f"{here}.{i}of{len(tree)}")]
+    return [] if tree is None else [(path, tree)]
+
+
+def test_j09_every_structure_is_another_program_and_a_second_call_none() -> None:
+    seen: list[str] = []
+
+    @qg.jit
+    def f(tree: Any) -> Any:
+        found = leaves(tree)
+        seen.append(str([path for path, _ in found]) + repr(type(tree)))
+        return found[0][1] - found[1][1]
+
+    f.warns = False
+    for tree in (*STRUCTURES, *STRUCTURES):
+        a, b = (v for _, v in leaves(tree))
+        assert f(tree).item() == (a - b).item()
+    assert f.cache_info()[:2] == (len(STRUCTURES), len(STRUCTURES))
+    assert len(set(seen)) >= len(STRUCTURES) - 2  # [A, B, ()] and [A, B, []] have one and the same paths
+
+
+def test_j09_keys_of_equal_hash_do_not_collide() -> None:
+    assert hash(-1) == hash(-2)
+    f = qg.jit(lambda tree: tree[-1] * 2 if -1 in tree else tree[-2] * 3)
+    assert f({-1: A}).item() == 2
+    assert f({-2: A}).item() == 3
+
+
+def test_j10_positional_keyword_and_default_arguments_give_one_answer() -> None:
+    @qg.jit
+    def f(x: Any, scale: float = 2.0, *, w: Any = None) -> Any:
+        return x * scale if w is None else x @ w * scale
+
+    for found in (f(X), f(X, 2.0), f(x=X), f(X, scale=2.0), f(scale=2.0, x=X), f(X, w=None)):
+        assert found.tolist() == (X * 2).tolist()
+    assert first(f(X, w=mx.eye(4))) == first(f(X, 2.0, w=mx.eye(4))) == 2
+
+
+# 11. All parts of the type.
+
+
+@pytest.mark.parametrize(
+    "other",
+    [normal(3, 64), normal(2, 64, 1), normal(2, 64).astype(mx.float16), normal(2, 64).astype(mx.bfloat16),
+     mx.ones((2, 64), mx.int32), mx.ones((2, 64), mx.uint32), weight(shape=(2, 64))],
+    ids=lambda x: str(qg.ops.dispatch.type_of(x)) if hasattr(x, "shape") else str(x),
+)  # fmt: skip
+def test_j11_shape_rank_and_dtype_of_an_array(other: Any) -> None:
+    f = qg.jit(lambda x: qg.sum(x.astype(mx.float32)) * x.ndim)
+    f(normal(2, 64))
+    assert close(f(other), f.eager(other), k=192)
+    assert f.cache_info().misses == 2
+
+
+KINDS = {
+    "bits": weight(bits=8),
+    "group": weight(group_size=32),
+    "mode": weight(mode="mxfp8"),
+    "transposed": weight(shape=(64, 32), group_size=32).T,
+    "scales": qg.quantize(normal(32, 64).astype(mx.float16)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_j11_every_part_of_a_quantized_type(name: str) -> None:
+    f = qg.jit(lambda w: qg.sum(w * 1.0, axis=0))
+    f(weight())
+    for _ in range(2):
+        assert close(f(KINDS[name]), f.eager(KINDS[name]), k=64)
+    assert f.cache_info()[:2] == (1, 2)
+
+
+def test_j11_the_device_is_in_the_key(monkeypatch) -> None:
+    f = qg.jit(lambda x: x + 1)
+    f(X)
+    monkeypatch.setattr("qgraph._jit.mx.default_device", lambda: mx.Device(mx.cpu, 1))
+    f(X)
+    assert f.cache_info().misses == 2
+
+
+def test_j11_the_key_compares_fully_and_not_by_hash() -> None:
+    class Crowded:
+        """All are of one hash, and equal to themselves only."""
+
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Crowded) and other.n == self.n
+
+        def __hash__(self) -> int:
+            return 7
+
+    f = qg.jit(lambda x, c: x * c.n)
+    assert [first(f(X, Crowded(n))) for n in (2, 3, 2)] == [2, 3, 2]
+    assert f.cache_info()[:2] == (1, 2)
