@@ -10,6 +10,7 @@ from qgraph import numeric as numeric
 from qgraph import rewrite as rewrite
 from qgraph._errors import CheckpointError as CheckpointError
 from qgraph._errors import DTypeError as DTypeError
+from qgraph._errors import NonFiniteError as NonFiniteError
 from qgraph._errors import QGraphError as QGraphError
 from qgraph._errors import RecompileWarning as RecompileWarning
 from qgraph._errors import RuleError as RuleError

@@ -153,6 +153,28 @@ class VerifyError(QGraphError):
     """
 
 
+class NonFiniteError(QGraphError):
+    """A result holds NaN or infinities that it should not.
+
+    `qg.lm` raises it for logits that give no next token: that request ends, the model stays usable. With
+    ``QGRAPH_DEBUG_NAN=1`` every program checks its results. Where one is not finite, the graph runs again
+    node by node on the same arrays, and the error names the first node to blame: its op, its module, the
+    line, how many elements, and how large its operands are. Blamed is the first node on the way to the
+    bad result that
+
+    - makes NaN while no operand holds NaN, or makes infinities while all operands are finite;
+    - is not made of constants alone: a mask of ``-inf``, and what chooses from it (``where``, ``pad``),
+      is no fault. A row of attention that is masked everywhere still is: softmax makes NaN of it;
+    - failing that, an input that holds NaN.
+
+    Where MLX traces the program (``mx.compile``, ``mx.vmap``) there are no numbers to look at, and nothing
+    is checked. The variable is read when a program is made; the check waits for every result.
+
+    Usual causes: a product or a sum too large for float16 (compute in float32 or bfloat16), the logarithm
+    or the reciprocal of 0, an index out of range (reading there gives NaN), damaged weights.
+    """
+
+
 class RecompileWarning(UserWarning):
     """A jitted function made many programs that differ in one thing only: a recompile storm.
 

@@ -70,7 +70,7 @@ class JitFunction:
         outer: list[Any] = []
         entry = self._entry(args, kwargs, leaves, outer)
         leaves += (outer[c] if type(c) is int else c for c in entry.captures)
-        arrays = entry.program.run(*stored(leaves))
+        arrays = entry.program.trusted(*stored(leaves))
         return unflatten(entry.spec, collect(entry.types, arrays))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:

@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -14,23 +14,58 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph._errors import DTypeError, ShapeError
 from qgraph.execute.emit import GUARD, Emitted, emit
+from qgraph.execute.nonfinite import debugging, watched
 from qgraph.execute.vmap import refuse_vmap
+from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.graph import Graph
+from qgraph.ir.op import Input
+from qgraph.ir.types import TensorType
 
 Flat = Callable[..., tuple[mx.array, ...]]
 
 
 class Program:
-    """A runnable graph: call it with flat arrays, get flat arrays, unevaluated."""
+    """A runnable graph: `run` takes flat arrays and gives flat arrays, unevaluated.
 
-    __slots__ = ("emitted", "graph", "run")
+    `trusted` is the same without a check of the arrays, for a caller that knows their types. MLX checks
+    little of them: it reads past the end of scales that have too few rows.
+    """
+
+    __slots__ = ("emitted", "graph", "trusted")
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.emitted = emit(graph)
         function = load(self.emitted)
-        self.run: Flat = mx.compile(function) if compiling() else function
+        program: Flat = mx.compile(function) if compiling() else function
+        self.trusted: Flat = watched(program, graph, load) if debugging() else program
+
+    def run(self, *arrays: mx.array) -> tuple[mx.array, ...]:
+        """The results for the components of the inputs in order (`TensorType.storage`).
+
+        Errors: ShapeError, DTypeError for arrays that the types do not have.
+        """
+        self.check(arrays)
+        return self.trusted(*arrays)
+
+    def check(self, arrays: Sequence[mx.array]) -> None:
+        """Raise unless there is one array of the right shape and dtype for every component of an input."""
+        wanted = [(v, part) for v in self.graph.inputs for part in v.type.storage]
+        if len(wanted) != len(arrays):
+            parts = ", ".join(f"{len(v.type.storage)} for {v.type}" for v in self.graph.inputs)
+            raise ShapeError(f"a program of {len(wanted)} arrays got {len(arrays)}", fix=f"pass {parts}")
+        for (v, part), array in zip(wanted, arrays, strict=True):
+            found = TensorType(tuple(array.shape), dtype_of(array.dtype))
+            if found != TensorType(part.shape, part.dtype):
+                kind = DTypeError if found.shape == part.shape else ShapeError
+                label = v.op.label if isinstance(v.op, Input) else ""
+                what = f"input {label!r}" + (f", {part.name} of {v.type}" if part.name else "")
+                raise kind(
+                    f"{what}: {found}, expected {TensorType(part.shape, part.dtype)}",
+                    fix="pass the arrays that the type stores, see TensorType.storage",
+                )
 
     @property
     def source(self) -> str:

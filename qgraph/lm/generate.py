@@ -19,7 +19,7 @@ from qgraph.ir import Graph
 from qgraph.ir.dtypes import F32, dtype_of, promote
 from qgraph.ir.op import Input
 from qgraph.lm.models import Cache, ModelCode, Params, find_model
-from qgraph.lm.sampling import Piece, Sampler, Stats
+from qgraph.lm.sampling import Piece, Sampler, Stats, checked, refuse_no_token
 from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.quant import QuantizedTensor, load_adapter, load_config, merge_adapter
 from qgraph.quant import load as load_params
@@ -127,10 +127,11 @@ class LanguageModel:
 
         `temp` 0 is greedy; above, tokens are drawn, the same ones for the same `seed`. `chat` puts the
         prompt into the model's chat template. Errors, at the call: QGraphError for an empty prompt, one
-        longer than the model's context, ids outside the vocabulary, or a bad setting.
+        longer than the model's context, ids outside the vocabulary, or a bad setting. While it runs:
+        NonFiniteError where the logits give no token; the model stays usable.
         """
-        tokens = encode(self.tokenizer, prompt, chat=chat) if isinstance(prompt, str) else list(prompt)
-        self._check_request(tokens, max_tokens)
+        given = encode(self.tokenizer, prompt, chat=chat) if isinstance(prompt, str) else prompt
+        tokens = self._check_request(given, max_tokens)
         room = self.config.max_position_embeddings - len(tokens)
         return self._stream(tokens, min(max_tokens, room), Sampler(temp, seed))
 
@@ -142,13 +143,17 @@ class LanguageModel:
         encoded = [encode(self.tokenizer, p) for p in prompts]
         groups: dict[int, list[int]] = {}
         for i, tokens in enumerate(encoded):
-            self._check_request(tokens, max_tokens)
+            try:
+                self._check_request(tokens, max_tokens)
+            except QGraphError as error:
+                error.add_note(f"in prompt {i} of {len(prompts)}")
+                raise
             groups.setdefault(len(tokens), []).append(i)
         texts = [""] * len(prompts)
         for rows in groups.values():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
-                found = self._complete([encoded[i] for i in batch], max_tokens)
+                found = self._complete([encoded[i] for i in batch], max_tokens, batch)
                 for i, ids in zip(batch, found, strict=True):
                     texts[i] = decode(self.tokenizer, ids)
         return texts
@@ -173,10 +178,11 @@ class LanguageModel:
         """The Python source that runs for a step."""
         return self.step.source(*self._example(length))
 
-    def _check_request(self, tokens: Sequence[int], max_tokens: int) -> None:
-        check_tokens(tokens, self.config.vocab_size, self.config.max_position_embeddings)
+    def _check_request(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
+        ids = check_tokens(tokens, self.config.vocab_size, self.config.max_position_embeddings)
         if max_tokens < 1:
             raise QGraphError(f"max_tokens is {max_tokens}", fix="generate at least one token")
+        return ids
 
     def _cache(self, batch: int, positions: int) -> Cache:
         capacity = min(_capacity(positions), self.config.max_position_embeddings)
@@ -212,6 +218,7 @@ class LanguageModel:
                 following = sample(logits)
                 mx.async_eval(following)
             token = int(current.item())  # pyright: ignore[reportArgumentType]  (an integer array)
+            refuse_no_token(token, n)
             _count(stats, n + 1, start)
             last = token in ends or following is None
             if token not in ends:
@@ -224,17 +231,18 @@ class LanguageModel:
                 return
             current = following
 
-    def _complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy ids for prompts of one length, each up to its end token."""
+    def _complete(self, prompts: list[list[int]], max_tokens: int, places: list[int]) -> list[list[int]]:
+        """Greedy ids for prompts of one length, each up to its end token; `places` are for errors."""
         batch, length, ends = len(prompts), len(prompts[0]), self.tokenizer.eos_token_ids
         max_tokens = min(max_tokens, self.config.max_position_embeddings - length)
         found: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(batch))
         logits, cache = self._prefill(mx.array(prompts, ID), self._cache(batch, length + max_tokens))
         for n in range(max_tokens):
-            current = mx.argmax(logits, axis=-1)
+            current = checked(mx.argmax(logits, axis=-1), logits)
             ids: list[int] = current.tolist()  # pyright: ignore[reportAssignmentType]
             for row in tuple(open_rows):
+                refuse_no_token(ids[row], n, places[row])
                 if ids[row] in ends:
                     open_rows.discard(row)
                 else:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from qgraph._errors import QGraphError
+from qgraph._errors import NonFiniteError, QGraphError
 
 
 @dataclass
@@ -74,8 +74,31 @@ class Sampler:
         self._key = mx.random.key(int.from_bytes(os.urandom(4), "little") if seed is None else seed)
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """Token ids (batch,) for logits (batch, vocab); lazy."""
+        """Token ids (batch,) for logits (batch, vocab), `NO_TOKEN` where there is none; lazy."""
         if self._temp == 0:
-            return mx.argmax(logits, axis=-1)
+            return checked(mx.argmax(logits, axis=-1), logits)
         self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(logits.astype(mx.float32) / self._temp, key=key)
+        drawn = mx.random.categorical(logits.astype(mx.float32) / self._temp, key=key)
+        return checked(drawn, logits)
+
+
+NO_TOKEN = 2**32 - 1  # no vocabulary is that large
+
+
+def checked(tokens: mx.array, logits: mx.array) -> mx.array:
+    """`tokens`, but `NO_TOKEN` for rows of `logits` that give none: with NaN or +inf, or all -inf.
+
+    The largest of a row tells, so this costs one more reduction, and no wait: the token is read anyway.
+    A model may give -inf to tokens that it never wants.
+    """
+    return mx.where(mx.isfinite(mx.max(logits, axis=-1)), tokens, mx.array(NO_TOKEN, mx.uint32))
+
+
+def refuse_no_token(token: int, step: int, prompt: int | None = None) -> None:
+    """Errors: NonFiniteError for `NO_TOKEN`, with the step (and the prompt) at which it came."""
+    if token == NO_TOKEN:
+        of = "" if prompt is None else f" of prompt {prompt}"
+        raise NonFiniteError(
+            f"the logits{of} are not finite at step {step}: there is no token to choose",
+            fix="run it with QGRAPH_DEBUG_NAN=1, which names the module that made them so",
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from qgraph._errors import CheckpointError, QGraphError
 from qgraph.quant.strict_file import clip, read_json
@@ -74,26 +75,41 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return detokenizer.text
 
 
-def check_tokens(tokens: Sequence[int], vocab: int, context: int) -> None:
-    """Errors: QGraphError for no tokens, ids outside the vocabulary, or more than the model can hold.
+def check_tokens(tokens: Sequence[object], vocab: int, context: int) -> list[int]:
+    """The tokens as ints.
+
+    Errors: QGraphError for no tokens, what is no id, ids outside the vocabulary, or more than the model
+    can hold.
 
     >>> check_tokens([1, 99], vocab=96, context=256)
     Traceback (most recent call last):
         ...
-    qgraph._errors.QGraphError: token id 99 is outside the model's vocabulary of 96
+    qgraph._errors.QGraphError: token 1 of the prompt has the id 99, outside the model's vocabulary of 96
       fix: use the tokenizer that belongs to the model
     """
-    if not tokens:
-        raise QGraphError("the prompt is empty", fix="pass at least one character")
-    # MLX does not check indices: one outside the embedding reads other memory.
-    bad = next((t for t in tokens if not 0 <= t < vocab), None)
+    ids = [_id(i, token) for i, token in enumerate(tokens)]
+    if not ids:
+        raise QGraphError("the prompt is empty: it has no tokens", fix="pass at least one character")
+    bad = next((i for i, t in enumerate(ids) if not 0 <= t < vocab), None)
     if bad is not None:
         raise QGraphError(
-            f"token id {bad} is outside the model's vocabulary of {vocab}",
+            f"token {bad} of the prompt has the id {ids[bad]}, outside the model's vocabulary of {vocab}",
             fix="use the tokenizer that belongs to the model",
         )
-    if len(tokens) >= context:
+    if len(ids) >= context:
         raise QGraphError(
-            f"the prompt has {len(tokens)} tokens, the model holds {context} with the answer",
+            f"the prompt has {len(ids)} tokens, the model holds {context} with the answer",
             fix="shorten the prompt",
         )
+    return ids
+
+
+def _id(position: int, token: object) -> int:
+    if isinstance(token, SupportsIndex) and not isinstance(token, bool):
+        try:
+            return index(token)
+        except TypeError:  # an array of another dtype, or of several elements
+            pass
+    raise QGraphError(
+        f"token {position} of the prompt is {clip(repr(token), 40)}, not an id", fix="pass a list of ints"
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
+from qgraph.ir.dtypes import U64, DType
 from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import Shape, TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, frontend_of, operand, shape_of, type_of
@@ -50,7 +51,7 @@ class DynamicSlice(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.slice` from clamped starts."""
-        start = clamped(operands[1], inputs[0].shape, self.axes, self.sizes)
+        start = clamped(operands[1], inputs[1].dtype, inputs[0].shape, self.axes, self.sizes)
         return f"mx.slice({operands[0]}, {start}, {self.axes}, {self.sizes})"
 
     def reference(self, a: Any, start: Any) -> Any:
@@ -71,10 +72,14 @@ def check_block(op: str, a: TensorType, start: TensorType, axes: Shape, sizes: S
         raise ShapeError(f"{op}: a block of {sizes} in an array of {a.shape}", fix="make the block fit")
 
 
-def clamped(start: str, shape: Shape, axes: Shape, sizes: Shape) -> str:
+def clamped(start: str, dtype: DType, shape: Shape, axes: Shape, sizes: Shape) -> str:
     """Source of the starts, limited so that the block fits: MLX would read or write past the end."""
     limits = [shape[x] - sizes[x] for x in axes]
     limit = str(limits[0]) if len(limits) == 1 else f"mx.array({limits})"
+    if dtype.size < 4:  # a limit may be more than it can hold
+        start = f"{start}.astype(mx.int32)"
+    elif dtype is U64:  # next to an int32 it would become a float
+        start = f"mx.minimum({start}, {2**31}).astype(mx.int64)"
     return f"mx.clip({start}, 0, {limit}).astype(mx.int32)"
 
 
@@ -126,7 +131,7 @@ class SliceUpdate(Op):
         a, update, start = operands
         if inputs[1].size == 0:
             return a
-        where = clamped(start, inputs[0].shape, self.axes, inputs[1].shape)
+        where = clamped(start, inputs[2].dtype, inputs[0].shape, self.axes, inputs[1].shape)
         return f"mx.slice_update({a}, {update}, {where}, {self.axes})"
 
     def reference(self, a: Any, update: Any, start: Any) -> Any:
