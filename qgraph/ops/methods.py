@@ -174,8 +174,8 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _attach(ArrayMethods, {**_SAME_NAME, **_OPERATORS})
 # A QuantizedTensor compares and hashes by identity, as a value of a dictionary of weights should.
-_COMPARISONS = {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
-_attach(QuantizedTensor, {**_SAME_NAME, **{k: f for k, f in _OPERATORS.items() if k not in _COMPARISONS}})
+_BY_IDENTITY = {"__eq__", "__ne__"}
+_attach(QuantizedTensor, {**_SAME_NAME, **{k: f for k, f in _OPERATORS.items() if k not in _BY_IDENTITY}})
 for _shared in ("T", "at", "__getitem__", "transpose", "reshape"):
     setattr(QuantizedTensor, _shared, ArrayMethods.__dict__[_shared])
 

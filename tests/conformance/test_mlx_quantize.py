@@ -138,13 +138,24 @@ def test_m05_broadcast_parts_equal_contiguous_ones(how, scheme):
 
 
 def assert_same_value(v, w):
-    """Equal numbers, products both ways with plain, strided and repeated activations, and rows."""
+    """Equal numbers, products both ways, and rows."""
     assert mx.array_equal(qg.dequantize(v), qg.dequantize(w))
     assert mx.array_equal(qg.take(v, mx.array([5, 0, 5]), axis=0), qg.dequantize(w)[mx.array([5, 0, 5])])
-    for layout in (*LAYOUTS.values(), *BROADCAST.values()):
+    assert_product(qg.dot(normal(4, 128), v.T), normal(4, 128), w)
+    assert_product(qg.dot(normal(4, 8), v), normal(4, 8), w, transpose=False)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *BROADCAST])
+@pytest.mark.parametrize("scheme", MODES, ids=str)
+def test_m05_strided_and_repeated_activations(layout, scheme):
+    change = (LAYOUTS | BROADCAST)[layout]
+    w = of(scheme, 128, 128)
+    for shape in ((4, 128), (2, 3, 128)):
+        x = change(normal(*shape))
         for transpose in (True, False):
-            x = layout(normal(4, 128 if transpose else 8))
-            assert_product(qg.dot(x, v.T if transpose else v), x, w, transpose)
+            f = qg.jit(strict=True)(lambda x, w, t=transpose: x @ (w.T if t else w))
+            assert_product(f(x, w), x, w, transpose)
+            assert_product(qg.dot(x, w.T if transpose else w), x, w, transpose)
 
 
 @pytest.mark.parametrize(("x", "scales"), PAIRS)
