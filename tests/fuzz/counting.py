@@ -18,6 +18,7 @@ from qgraph.ir.op import Constant
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.quantized import PRODUCTS, reads_storage
 from qgraph.ops.shape import Concatenate, Reshape, Slice, Transpose
+from qgraph.rewrite import guard
 from qgraph_passes import canonicalize, fold_transpose, legalize
 
 MARK = "mark-"
@@ -40,6 +41,7 @@ class Marked:
             (canonicalize._Simpler, "value", _canonicalize),
             (canonicalize, "_with_dense_outputs", _dense_outputs),
             (fold_transpose, "_beyond", _sink),
+            (guard._Guarded, "result", _guard),
             (legalize._Legal, "results", _legalize),
         ]
         before = [getattr(owner, name) for owner, name, _ in patched]
@@ -115,6 +117,16 @@ def _sink(function: Any, counts: Counter[str], device: str) -> Any:
     return beyond
 
 
+def _guard(function: Any, counts: Counter[str], device: str) -> Any:
+    def result(self: Any) -> Any:
+        made = function(self)
+        does = "write" if self.op.writes else "read"
+        _count(counts, f"guard-indices {does}", made is not self.node.outputs[0])
+        return made
+
+    return result
+
+
 def _legalize(function: Any, counts: Counter[str], device: str) -> Any:
     def results(self: Any, inputs: Any) -> Any:
         made = function(self, inputs)
@@ -157,6 +169,8 @@ RULES = [
         f"fuse-lora {r}"
         for r in ["lora-branch", "lora-branch-unscaled", "lora-scale-in-a", "lora-merged-weight"]
     ),
+    "guard-indices read",
+    "guard-indices write",
     "legalize unpack",
     *(f"legalize cpu f32 {p}" for p in PRODUCTS),
     *(f"legalize {d} no kernel {p}" for d in ("metal", "cuda") for p in PRODUCTS),

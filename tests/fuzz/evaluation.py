@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qgraph.execute.reference import round_to
 from qgraph.ir import Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.numeric import tolerance
@@ -21,12 +22,16 @@ class Evaluation:
 
     With `noise` (a seed and a sign), every float is disturbed by as much as float32 arithmetic might, and
     overflows where it does: what that does to the results is what their comparison with MLX has to allow.
+    A `faithful` evaluation rounds every result to its dtype, the numbers of packed values too.
     """
 
-    def __init__(self, inputs: dict[Value, Any], noise: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, inputs: dict[Value, Any], noise: tuple[int, int] | None = None, faithful: bool = False
+    ) -> None:
+        self.faithful = faithful
         self._noise = None if noise is None else np.random.default_rng(noise[0])
         self._size = NOISE * noise[1] if noise else 0.0
-        self.values: dict[Value, Any] = {v: self._disturbed(x) for v, x in inputs.items()}
+        self.values: dict[Value, Any] = {v: self._rounded(v, x) for v, x in inputs.items()}
         self.undefined = False  # a float became an integer that cannot hold it
 
     def outputs(self, graph: Graph) -> list[Any]:
@@ -44,9 +49,14 @@ class Evaluation:
         results: Iterable[Any] = made if len(node.outputs) > 1 else (made,)
         for v, x in zip(node.outputs, results, strict=True):
             size = SCALES[node.op.name](*operands) if node.op.name in SCALES else 0.0
-            self.values[v] = self._disturbed(np.asarray(x), size)
+            self.values[v] = self._rounded(v, np.asarray(x), size)
 
-    def _disturbed(self, x: Any, size: Any = 0.0) -> Any:
+    def _rounded(self, v: Value, x: Any, size: Any = 0.0) -> Any:
+        if self.faithful:
+            return round_to(v.type.dtype, x)
+        return self._disturbed(x, size)
+
+    def _disturbed(self, x: Any, size: Any) -> Any:
         if self._noise is None or x.dtype.kind not in "fc":
             return x
         x = x + self._size * np.maximum(np.abs(x), size) * self._noise.uniform(-1, 1, x.shape)

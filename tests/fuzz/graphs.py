@@ -12,6 +12,7 @@ from qgraph._errors import QGraphError
 from qgraph.execute.reference import to_numpy
 from qgraph.ir import Graph, Op, TensorType, Value
 from qgraph.ops.dispatch import type_of
+from qgraph.ops.indexed import Indexed
 from tests.fuzz.maker import SCOPES, SHAPES, Maker
 from tests.fuzz.motifs import MOTIFS
 from tests.ops.table import TABLE
@@ -34,7 +35,7 @@ LIMITED: dict[str, tuple[int, ...]] = {
 INDEXING = ("gather", "dynamic_slice", "gather_mm", "gather_qmm", "slice_update")
 
 
-def within(op: Op, i: int, x: Any) -> Any:
+def within(op: Op, i: int, x: Any, wide: bool) -> Any:
     """The domain of operand `i` of a drawn case."""
     t = type_of(x)
     if op.name == "put_along_axis" and i == 1:
@@ -48,7 +49,10 @@ def within(op: Op, i: int, x: Any) -> Any:
     numbers = to_numpy(x)
     if not numbers.size:
         return (0, 0)
-    return int(np.floor(numbers.min())), int(np.ceil(numbers.max()))
+    low, high = int(np.floor(numbers.min())), int(np.ceil(numbers.max()))
+    if isinstance(op, Indexed) and wide:
+        return (low if t.dtype.name[0] == "u" else low - 9, high + 2)  # some are out of range
+    return low, high
 
 
 def operand(m: Maker, op: Op, i: int, x: Any, first: TensorType) -> Value:
@@ -57,7 +61,7 @@ def operand(m: Maker, op: Op, i: int, x: Any, first: TensorType) -> Value:
     if t.packing is not None:
         same = [v for v in m.values if v.type == t]
         return m.one(same) if same and m.n(0, 1) == 0 else m.input(t)
-    domain = within(op, i, x)
+    domain = within(op, i, x, m.chance(4))
     if domain == "permutation":
         domain = f"perm.{op.axis}.{first.shape[op.axis]}"
     return m.dense(t.shape, t.dtype, domain)

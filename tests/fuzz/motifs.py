@@ -55,7 +55,8 @@ def product(m: Maker) -> list[Any]:
 def turned_view(m: Maker) -> list[Any]:
     """A view of a transposed weight: the transpose has to sink below it to reach the dot."""
     w = qg.swapaxes(m.traced(m.packed(m.one([(8,), (3,), (1,), (64,), (2, 4)]))), -1, -2)
-    w = m.one([sliced, joined, view_cast, view_cast, with_one, regrouped, other_joined, other_joined])(m, w)
+    views = [*[sliced] * 3, joined, view_cast, view_cast, with_one, regrouped, other_joined, other_joined]
+    w = m.one(views)(m, w)
     if 0 in w.shape or w.ndim < 2 or not m.n(0, 3):
         return [w]
     return [activations(m, w.shape[-2], w.shape[:-2]) @ w]
@@ -93,7 +94,8 @@ def taken(m: Maker) -> list[Any]:
     if n == 0:
         return []
     low = 0 if dtype is U32 else -n
-    ids = m.traced(m.dense(m.one([(3,), (), (1,), (2, 2), (0,)]), dtype, (low, n - 1)))
+    past = m.one([0, 0, 0, 2])  # some out of range
+    ids = m.traced(m.dense(m.one([(3,), (), (1,), (2, 2), (0,)]), dtype, (low, n - 1 + past)))
     return [qg.take(w, ids, axis=axis)]
 
 
@@ -118,8 +120,9 @@ def experts(m: Maker) -> list[Any]:
         x = m.traced(
             m.dense((lead, m.one([1, 2, 0]), c), m.one([m.float()] * 4 + ([] if m.narrow else [F64])))
         )
-    i = m.traced(m.dense((count,), U32, (0, lead - 1))) if lhs else None
-    j = m.traced(m.dense((count,), U32, (0, stack - 1))) if rhs else None
+    past = m.one([0, 0, 0, 2])
+    i = m.traced(m.dense((count,), U32, (0, lead - 1 + past))) if lhs else None
+    j = m.traced(m.dense((count,), U32, (0, stack - 1 + past))) if rhs else None
     if m.chance(6):  # the packed stack on the left
         y = m.traced(m.dense((lead, w.shape[2], 2)))
         return [qg.gather_mm(w, y, j, i)]
@@ -170,8 +173,12 @@ def unpacked(m: Maker) -> list[Any]:
 
 def casts(m: Maker) -> list[Any]:
     """Casts of casts: some lose nothing, some do."""
-    types = [mx.float32, mx.int32, mx.int64] if m.narrow else [mx.float32, mx.float16, mx.bfloat16, mx.int32]
-    x = m.traced(m.dense(m.one([(3,), (2, 3), (1,), ()]), m.one([m.float(), m.float(), I32])))
+    types = (
+        [mx.float32, mx.int32, mx.int64]
+        if m.narrow
+        else [mx.float32, mx.float32, mx.float16, mx.bfloat16, mx.int32]
+    )
+    x = m.traced(m.dense(m.one([(3,), (2, 3), (1,), ()]), m.one([F32, m.float(), I32])))
     if m.n(0, 2) == 0:
         x = qg.minimum(qg.maximum(x, -8), 8)
     for _ in range(m.n(2, 3)):
@@ -185,7 +192,7 @@ def casts(m: Maker) -> list[Any]:
 def ones(m: Maker) -> list[Any]:
     """Products with one and what only looks like it."""
     x = m.traced(m.dense(m.one([(3,), (2, 3), (1,), (), (0, 2)]), m.one([m.float(), I32])))
-    how = m.one([0, 1, 2, 2, 2, 3, 4, 5, 6])
+    how = m.one([0, 1, 2, 2, 2, 3, 4, 5, 5, 6])
     if how == 0:
         return [x * 1]
     if how == 1:
@@ -238,6 +245,11 @@ def reshapes(m: Maker) -> list[Any]:
         return [
             qg.reshape(qg.reshape(w, m.one([(-1,), (-1, 16), (8, -1)])), m.one([(1, -1), (4, -1), (-1, 2)]))
         ]
+    if how == 2:  # of equal sizes, so that an order of axes shows in the numbers alone
+        x = m.traced(m.dense(m.one([(2, 2, 2), (3, 3, 3), (2, 3, 3)])))
+        for _ in range(m.n(2, 3)):
+            x = qg.transpose(x, m.draw(_permutations(3)))
+        return [x]
     if how == 1:
         x = weight(m)
         for _ in range(m.n(1, 2)):
@@ -276,7 +288,7 @@ def doubled(m: Maker) -> list[Any]:
 MOTIFS = [
     *[product] * 4,
     *[left_product] * 3,
-    *[turned_view] * 5,
+    *[turned_view] * 6,
     *[both_packed] * 2,
     *[taken] * 3,
     *[experts] * 6,
@@ -284,10 +296,10 @@ MOTIFS = [
     *[unpacked] * 2,
     *[lora] * 8,
     stacked,
-    *[casts] * 2,
-    *[ones] * 3,
-    *[constants] * 2,
-    *[reshapes] * 3,
+    *[casts] * 4,
+    *[ones] * 4,
+    *[constants] * 3,
+    *[reshapes] * 4,
     tied,
     doubled,
 ]

@@ -30,4 +30,5 @@ def test_a_planted_bug_is_caught_and_shrinks_to_a_few_nodes(plant, monkeypatch):
     batch = run(first=20, count=300, stop=True)
     assert batch.failures, "not caught"
     kind, detail, text = batch.failures[0]
+    assert "differs" in kind, (kind, detail)
     assert size(parse_graph(text)) <= 5, (kind, detail, text)
