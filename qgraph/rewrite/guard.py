@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from qgraph.ir.dtypes import DType
+from qgraph.ir.dtypes import I64, U64, DType
 from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Op
 from qgraph.ir.origin import Origin, Step
 from qgraph.ops.arrange import Pad
 from qgraph.ops.bounds import Bounds
+from qgraph.ops.elementwise import Cast
 from qgraph.ops.indexed import Indexed, missing
 from qgraph.ops.shape import Reshape, Slice
 
@@ -91,6 +92,8 @@ class _Guarded:
         if low < -size:
             limited = self.apply("maximum", limited, self.number(-size, dtype))
         mask = None if limited is index else self.apply("equal", limited, index)
+        if dtype is U64:  # MLX makes a float of it next to a signed one, and refuses that as an index
+            limited = self.add(Cast(I64), limited)
         if low < 0 and not (self.op.from_the_end and (mask is None or not self.op.writes)):
             limited = self.apply("remainder", limited, self.number(size, dtype))
         return limited, mask

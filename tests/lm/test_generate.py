@@ -83,7 +83,7 @@ def test_the_context_bounds_the_text(model: qg.lm.LanguageModel) -> None:
     [
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": [5, 96]}, "token 1 of the prompt has the id 96, outside the model's vocabulary of 96"),
-        ({"prompt": [-1]}, "token id -1"),
+        ({"prompt": [-1]}, "has the id -1"),
         ({"prompt": "a", "temp": -1.0}, "temperature is -1"),
         ({"prompt": "a", "temp": float("nan")}, "temperature is nan"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0"),

@@ -91,12 +91,14 @@ def arrays(draw, shape=None, dtypes=(F32,), **limits):
 
 
 def indices(seed, shape, n, dtype=I32):
-    """Indices from -n to n - 1, or from 0 for an unsigned dtype."""
-    x = np.random.default_rng(seed).integers(0 if dtype.name[0] == "u" else -n, n, shape)
+    """Indices from -n to n - 1, or from 0 for an unsigned dtype; some arrays hold others, out of range."""
+    rng = np.random.default_rng(seed)
+    over = 3 if rng.integers(3) == 0 else 0
+    x = rng.integers(0 if dtype.name[0] == "u" else -n - over, n + over, shape)
     return mx.array(x.astype(np.int64)).astype(dtype.mlx)
 
 
-INDEX_DTYPES = st.sampled_from([I32, U32, I64, U8])
+INDEX_DTYPES = st.sampled_from([I32, U32, I64, U8, I8, U64])
 
 
 @st.composite

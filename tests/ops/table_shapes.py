@@ -174,7 +174,7 @@ def along(draw, kind):
         return Case(kind(axis), [x, indices(draw(seeds), shape, x.shape[axis])])
     shape[axis] = draw(st.integers(0, x.shape[axis]))  # no element twice: which one stays is undefined
     where = np.argsort(np.random.default_rng(draw(seeds)).random(x.shape), axis)
-    where = where[tuple(slice(0, n) for n in shape)]
+    where = where[tuple(slice(0, n) for n in shape)] + draw(st.sampled_from([0, 0, 1, -x.shape[axis], 99]))
     full = (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :])
     (values,) = draw(broadcasting(1, full))
     return Case(
