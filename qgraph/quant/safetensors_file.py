@@ -168,7 +168,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         found = clip(dtype, 20) if isinstance(dtype, str) else json_name(dtype)
-        fix = "cast it to F32 or BF16" if dtype in _ELSEWHERE else "write the file again"
+        fix = "cast it to F32 or BF16" if found in _ELSEWHERE else "write the file again"
         raise no(f"dtype {found} is not supported by MLX; known: {', '.join(DTYPES)}", fix)
     shape = _naturals(entry["shape"], _MAX_RANK, _MAX_DIM)
     if shape is None:
