@@ -91,8 +91,7 @@ class _Replay:
         if nodes:
             first = min(nodes, key={n: i for i, n in enumerate(self.graph.nodes)}.__getitem__)
             raise self.error(first)
-        outputs = [self.counts[v] for v in self.graph.outputs if v not in self.constant]
-        if all(c.finite for c in outputs):
+        if all(self.counts[v].finite for v in self.graph.outputs):
             raise NonFiniteError(
                 "the program returned NaN or infinities, its nodes one by one do not",
                 fix="run it with QGRAPH_COMPILE=0; if that is finite, report it with the output of f.source",
