@@ -171,6 +171,21 @@ def test_m26_the_dtype_and_the_numbers_for_every_pair_of_dtypes(mode, x, scales)
     assert_product(bare, xs, w)
 
 
+@pytest.mark.parametrize(("x", "scales"), PAIRS)
+@pytest.mark.parametrize("logical", [mx.float32, mx.float16, mx.bfloat16])
+def test_m26_the_logical_dtype_decides_and_not_that_of_the_scales(logical, x, scales):
+    """A weight that was cast keeps its scales; its product has the dtype of the dense one."""
+    xs, w = normal(3, 64, dtype=x), quantized(32, 64, dtype=scales).astype(logical)
+    for f, turn in ((lambda x, w: qg.dot(x, w.T), True), (lambda x, w: qg.dot(x[:, :32], w), False)):
+        for run in (qg.jit(strict=True)(f), f):
+            found = run(xs, w)
+            assert found.dtype == (mx.zeros(1, x) + mx.zeros(1, logical)).dtype
+            assert_product(found, xs if turn else xs[:, :32], w, turn)
+    left = qg.dot(w, xs.T)
+    assert left.dtype == (mx.zeros(1, x) + mx.zeros(1, logical)).dtype
+    assert_product(left.T, xs, w)
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize("k", [512, 2048, 8192])
 @pytest.mark.parametrize("scheme", MODES, ids=str)
