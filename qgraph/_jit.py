@@ -28,9 +28,9 @@ from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.rewrite.pipeline import DEFAULT, verify_level
 from qgraph.trace.foreign import foreign_call, user_source_of
 from qgraph.trace.storms import Storms, features_of
-from qgraph.trace.surroundings import Surroundings, is_plain_object
+from qgraph.trace.surroundings import Surroundings
 from qgraph.trace.tracer import Trace, Tracer, signature, unused
-from qgraph.trace.tree import flatten, paths, unflatten
+from qgraph.trace.tree import Tokens, flatten, paths, unflatten
 from qgraph.trace.twice import HiddenDraws, Traced, refuse_difference
 
 R = TypeVar("R")
@@ -43,7 +43,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any]
-    spec: list[Any]
+    spec: Tokens
 
 
 class JitFunction:
@@ -120,22 +120,23 @@ class JitFunction:
         """The program for these arguments; their arrays go to `leaves`, the surroundings' to `outer`."""
         if PROCESS.forked:
             refuse_after_fork()
-        spec: list[Any] = []
+        spec = Tokens()
         flatten(args, leaves, spec)
         flatten(kwargs, leaves, spec)
         given = (tuple(spec), signature(leaves), str(mx.default_device()), compiling())
         with LOCK:
-            entry = self._cache.find((*given, *self._around(args, outer)), outer)
+            entry = self._cache.find((*given, *self._around(spec, outer)), outer)
         if entry is not None:
             return entry
         with self._making:
             with LOCK:  # maybe another thread made it while this one waited
-                key = (*given, *self._around(args, outer))
+                key = (*given, *self._around(spec, outer))
                 entry = self._cache.find(key, outer)
             if entry is not None:
                 return entry
-            entry = self._make(Call(args, kwargs, leaves, spec), given, outer, key)
-        self._warn(args, kwargs, entry)
+            call = Call(args, kwargs, leaves, spec)
+            entry = self._make(call, given, outer, key)
+        self._warn(call, entry)
         return entry
 
     def _make(self, call: Call, given: tuple[Any, ...], outer: list[Any], key: tuple[Any, ...]) -> Entry:
@@ -161,7 +162,7 @@ class JitFunction:
 
     def _attempt(self, call: Call, given: tuple[Any, ...], outer: list[Any]) -> Entry | None:
         """Compile once; None if another thread changed what the function reads."""
-        objects = _objects(call.args)
+        objects = call.spec.objects
         arrays: list[Any] = []
         with LOCK:
             before = self._surroundings.read(arrays, [], objects)
@@ -174,24 +175,24 @@ class JitFunction:
             ):
                 return None
             self._surroundings.forget_written(before, after)
-            return self._cache.keep((*given, *self._around(call.args, outer)), outer, entry)
+            return self._cache.keep((*given, *self._around(call.spec, outer)), outer, entry)
 
-    def _around(self, args: tuple[Any, ...], outer: list[Any]) -> tuple[Any, ...]:
+    def _around(self, given: Tokens, outer: list[Any]) -> tuple[Any, ...]:
         """What the function reads from outside: the part of the key that is not in its arguments."""
         outer.clear()
         spec: list[Any] = []
-        self._surroundings.read(outer, spec, _objects(args))
+        self._surroundings.read(outer, spec, given.objects)
         return tuple(spec), signature(outer)
 
-    def _warn(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: Entry) -> None:
+    def _warn(self, call: Call, entry: Entry) -> None:
         """Warn of a recompile storm, at the user's line."""
         if not self.warns:
             return
-        features = features_of(_named(self.function, args, kwargs))
+        features = features_of(_named(self.function, call.args, call.kwargs))
         features["the default device", "value"] = str(mx.default_device())
         with LOCK:
             constants = not all(type(c) is int for c in entry.captures)
-            features.update(self._surroundings.features(_objects(args), by_identity=constants))
+            features.update(self._surroundings.features(call.spec.objects, by_identity=constants))
             message = self._storms.add(features, self._name)
         if message:
             warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
@@ -236,11 +237,6 @@ class JitFunction:
             if foreign is None:
                 raise
             raise foreign from error
-
-
-def _objects(args: tuple[Any, ...]) -> list[Any]:
-    """The static arguments that have state, e.g. the `self` of a method."""
-    return [x for x in args if is_plain_object(x)]
 
 
 def without_collector(body: Callable[[], R]) -> R:

@@ -112,6 +112,11 @@ class Graph:
         self._nodes: tuple[Node, ...] | None = None
         self._users: dict[Value, tuple[Node, ...]] | None = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("inputs", "outputs", "builder") and hasattr(self, name):
+            raise AttributeError(f"a Graph is immutable; cannot set {name!r}: make a new one")
+        _set(self, name, value)
+
     def with_outputs(self, outputs: Iterable[Value]) -> Graph:
         """The same inputs, other outputs."""
         return Graph(self.inputs, outputs, self.builder)

@@ -146,6 +146,9 @@ class _Sweep:
         except QGraphError as error:
             error.where = error.where or node.origin.source.sentence()
             raise
+        except Exception as error:
+            error.add_note(f"in rule {rule.name} at {node!r} from {node.origin.source.sentence()}")
+            raise
         if found.skipped:
             match.refuse_unasked()
         if made in (node.outputs[0], self.now.get(node.outputs[0])) or not self.context.burn():

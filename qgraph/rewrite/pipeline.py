@@ -138,7 +138,7 @@ def verify_level() -> int:
 def _run_pass(p: Pass, graph: Graph, context: Context, history: list[Stage]) -> Graph:
     try:
         after = p.run(graph, context)
-    except QGraphError as error:
+    except Exception as error:  # of any kind: the note says whose it is
         ran = ", ".join(s.name for s in history) or "none"
         error.add_note(f"in pass {p.name}; passes before it: {ran}")
         raise

@@ -47,19 +47,15 @@ class Same:
         return f"Same({type(self.held).__name__})"
 
 
-Place = tuple[str, int]  # what is read: a cell, a global, …; and which
+Place = tuple[str, str, int]  # what is read: a cell, a global, …; its name; and which of that name
 
 
 class Surroundings:
     """The places that a function, and the user's functions it calls, read from outside."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._known: dict[FunctionType, None] = {}
-        self._cells: list[tuple[Any, str]] = []
-        self._names: list[tuple[dict[str, Any], str]] = []
-        self._values: list[Any] = [function]  # and defaults, the objects of bound methods, …
-        self._attributes: dict[str, None] = {"__call__": None}  # that the code of the functions names
-        self._stored: set[str] = set()  # the variables that it assigns to
+        self._function = function
+        self._plan = _Plan(function)
         self._written: dict[Place, tuple[int, tuple[Any, ...]]] = {}
 
     def read(self, leaves: list[Any], spec: list[Any], objects: Iterable[Any] = ()) -> dict[Place, Any]:
@@ -68,14 +64,12 @@ class Surroundings:
         `objects` are static arguments, whose attributes are read too: the `self` of a method. The result
         has the tokens of every place by itself, for `forget_written`.
         """
-        while True:
-            reading = _Reading(leaves, spec, self._attributes)
-            tokens = {place: self._look(reading, place, value) for place, value in self._places(objects)}
-            new = [f for f in reading.functions if f not in self._known]
-            if not new:
-                break
-            self._plan(new)
-            del leaves[:], spec[:]
+        tokens, met = self._follow(leaves, spec, objects)
+        if met.keys() != self._plan.functions.keys():  # from the beginning: a function may be gone
+            self._plan = _Plan(self._function)
+            while new := [f for f in met if f not in self._plan.functions]:
+                self._plan.add(new)
+                tokens, met = self._follow(leaves, spec, objects)
         seen: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
             first = seen.setdefault(id(leaf), i)
@@ -91,11 +85,11 @@ class Surroundings:
         What grew is taken for the function's own doing: a list that it appends to.
         """
         if before == after:
-            return not same_arrays and not self._stored
+            return not same_arrays and not self._plan.stored
         for place, tokens in after.items():
             if before.get(place, tokens) != tokens and len(before[place]) == len(tokens):
-                own = {self.name(place)} if len(tokens) == 1 else {self.name(place), INSIDE}
-                if own.isdisjoint(self._stored):
+                own = {place[1]} if len(tokens) == 1 else {place[1], INSIDE}
+                if own.isdisjoint(self._plan.stored):
                     return True
         return False
 
@@ -103,8 +97,8 @@ class Surroundings:
         """The variables by name and what they hold, as `Storms` compares them."""
         arrays: list[Any] = []
         tokens = self.read(arrays, [], objects)
-        found = {(self.name(p), "variable"): held for p, held in tokens.items() if p not in self._written}
-        names = ", ".join(dict.fromkeys(self.name(p) for p, held in tokens.items() if "leaf" in held))
+        found = {(p[1], "variable"): held for p, held in tokens.items() if p not in self._written}
+        names = ", ".join(dict.fromkeys(p[1] for p, held in tokens.items() if "leaf" in held))
         found[names, "types"] = signature(arrays)
         if by_identity:
             found[names, "identity"] = tuple(map(id, arrays))
@@ -122,22 +116,15 @@ class Surroundings:
                 epoch, left = self._written.get(place, (0, found))
                 self._written[place] = (epoch + (left != found), tokens)
 
-    def name(self, place: Place) -> str:
-        """The variable that a place is, for messages."""
-        kind, i = place
-        if kind == "cell":
-            return self._cells[i][1]
-        return self._names[i][1] if kind == "name" else "self" if kind == "object" else "a default"
-
-    def _places(self, objects: Iterable[Any]) -> Iterator[tuple[Place, Any]]:
-        for i, value in enumerate(objects):
-            yield ("object", i), value
-        for i, (cell, _) in enumerate(self._cells):
-            yield ("cell", i), _content(cell)
-        for i, (module, name) in enumerate(self._names):
-            yield ("name", i), module.get(name)
-        for i, value in enumerate(self._values):
-            yield ("value", i), value
+    def _follow(
+        self, leaves: list[Any], spec: list[Any], objects: Iterable[Any]
+    ) -> tuple[dict[Place, Any], dict[FunctionType, None]]:
+        """One reading of all places of the plan; the functions that it met."""
+        del leaves[:], spec[:]
+        reading = _Reading(leaves, spec, self._plan.attributes)
+        arguments = ((("object", "self", i), x) for i, x in enumerate(objects))
+        tokens = {p: self._look(reading, p, x) for p, x in (*arguments, *self._plan.contents())}
+        return tokens, reading.functions
 
     def _look(self, reading: _Reading, place: Place, value: Any) -> tuple[Any, ...]:
         start = len(reading.spec)
@@ -151,15 +138,47 @@ class Surroundings:
             reading.spec[start:] = [written[0]]
         return tokens
 
-    def _plan(self, functions: list[FunctionType]) -> None:
+
+class _Plan:
+    """The functions that are known to run, and the places that their code reads."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.functions: dict[FunctionType, None] = {}
+        self.attributes: dict[str, None] = {"__call__": None}  # that the code names
+        self.stored: set[str] = set()  # the variables that it assigns to
+        self._count: dict[tuple[str, str], int] = {}
+        self._cells: list[tuple[Place, Any]] = []
+        self._names: list[tuple[Place, dict[str, Any]]] = []
+        self._values: list[tuple[Place, Any]] = [(("value", "the function", 0), function)]
+
+    def add(self, functions: list[FunctionType]) -> None:
+        """Add what these functions read."""
         for f in functions:
-            self._known[f] = None
-            self._cells += zip(f.__closure__ or (), f.__code__.co_freevars, strict=True)
-            self._values += [v for v in (f.__defaults__, f.__kwdefaults__) if v]
+            self.functions[f] = None
+            for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+                self._cells.append((self._place("cell", name), cell))
+            for values in (f.__defaults__, f.__kwdefaults__):
+                if values:
+                    self._values.append((self._place("value", "a default"), values))
             read, attributes, stored = _names_in(f.__code__)
-            self._names += [(f.__globals__, n) for n in read if not _is_builtin(f, n)]
-            self._attributes.update(dict.fromkeys(attributes))
-            self._stored.update(stored)
+            for name in read:
+                if not _is_builtin(f, name):
+                    self._names.append((self._place("name", name), f.__globals__))
+            self.attributes.update(dict.fromkeys(attributes))
+            self.stored.update(stored)
+
+    def _place(self, kind: str, name: str) -> Place:
+        n = self._count.get((kind, name), 0)
+        self._count[kind, name] = n + 1
+        return kind, name, n
+
+    def contents(self) -> Iterator[tuple[Place, Any]]:
+        """Every place and what is there now."""
+        for place, cell in self._cells:
+            yield place, _content(cell)
+        for place, module in self._names:
+            yield place, module.get(place[1])
+        yield from self._values
 
 
 class _Reading:
@@ -169,7 +188,7 @@ class _Reading:
         self.leaves = leaves
         self.spec = spec
         self.attributes = attributes
-        self.functions: list[FunctionType] = []
+        self.functions: dict[FunctionType, None] = {}
         self.seen: set[int] = set()  # objects whose attributes were looked at: there are cycles
 
     def look(self, value: Any, depth: int = 0) -> None:
@@ -220,7 +239,7 @@ class _Reading:
         """Note the Python functions behind a callable, and look at what it carries."""
         if isinstance(value, FunctionType):
             if not _foreign(value):
-                self.functions.append(value)
+                self.functions[value] = None
         elif isinstance(value, functools.partial):
             self.look((value.func, value.args, value.keywords), depth + 1)
         elif isinstance(value, MethodType):
@@ -236,6 +255,9 @@ class _Reading:
 
     def state(self, value: Any) -> None:
         """All attributes of a static argument, the `self` of a method, and what its class has."""
+        if callable(value):
+            self.look(value)
+            return
         self.look(vars(value))
         self.object(value, 0)
 
@@ -264,12 +286,6 @@ class _Reading:
         elif isinstance(value, (staticmethod, classmethod)):
             value = cast(Any, value).__func__
         self.look(value, depth)
-
-
-def is_plain_object(x: Any) -> bool:
-    """Whether `x` is an argument whose attributes are state, e.g. the `self` of a method."""
-    kind = cast("type[object]", type(x))
-    return kind.__hash__ is object.__hash__ and hasattr(x, "__dict__") and not callable(x)
 
 
 def _foreign(function: FunctionType) -> bool:

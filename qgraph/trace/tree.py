@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any, cast
 
 import mlx.core as mx
@@ -75,7 +76,25 @@ def _other(tree: Any, kind: Any, leaves: list[Leaf], spec: list[Any]) -> Any:
         spec.append("leaf")
     else:
         spec.append(None if tree is None else _static(tree))
+        if isinstance(spec, Tokens) and _has_state(tree):
+            spec.objects.append(tree)
     return ()
+
+
+class Tokens(list[Any]):
+    """Tokens of the arguments of a call, and the static ones that have state of their own."""
+
+    __slots__ = ("objects",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: list[Any] = []
+
+
+def _has_state(x: Any) -> bool:
+    """Whether `x` is told apart by identity and holds more than that: the `self` of a method, a function."""
+    kind = cast("type[object]", type(x))
+    return isinstance(x, MethodType) or (kind.__hash__ is object.__hash__ and hasattr(x, "__dict__"))
 
 
 def _static(value: Any) -> Any:

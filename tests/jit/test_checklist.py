@@ -260,6 +260,25 @@ def test_j05_attributes_of_a_bound_method(kind: str) -> None:
     assert first(f(X)) == 15
 
 
+def scaled_by_global(x: Any) -> Any:
+    return x * SCALE
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword", "in a list"])
+def test_j05_functions_and_objects_that_are_arguments_have_surroundings_too(how: str) -> None:
+    layer = Layer(1.0)
+
+    def call(f: Any, by: Any) -> float:
+        return first(f(X, by) if how == "positional" else f(X, by=by) if how == "keyword" else f(X, [by]))
+
+    f = qg.jit(lambda x, by: (by[0] if how == "in a list" else by)(x))
+    g = qg.jit(lambda x, by: x * (by[0] if how == "in a list" else by).k)
+    assert (call(f, scaled_by_global), call(f, layer.plain), call(g, layer)) == (2, 2, 1)
+    globals()["SCALE"] = 5.0
+    layer.k = 3.0
+    assert (call(f, scaled_by_global), call(f, layer.plain), call(g, layer)) == (5, 6, 3)
+
+
 def test_j05_a_module_of_mlx_nn_holds_numbers_as_attributes() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
