@@ -24,9 +24,11 @@ from tests.fuzz.evaluation import Evaluation
 from tests.fuzz.program import against_mlx
 
 SETS = 3  # of inputs
+MANY = 8  # of inputs, for a graph that is small or becomes so
 # Passes that must keep every rounding too. A folded constant of f32 is rounded once in place of every time.
 EXACT = ("canonicalize", "fold-transpose", "quantize-dot", "quantize-take", "guard-indices")
 FOLDED = tolerance(F32, path="graph").terms
+REASSOCIATED = "cpu reassociating fuse-lora"
 REASSOCIATING = DEFAULT.replace("fuse-lora", "fuse-lora{reassociate=true}")
 # The first run counts what is the same in all of them.
 RUNS = [("cpu", DEFAULT), ("metal", DEFAULT), ("cuda", DEFAULT), ("cpu", REASSOCIATING)]
@@ -52,7 +54,13 @@ class Failure(Exception):
         return f"{self.kind}: {self.detail}"
 
 
-def check(graph: Graph, counts: Counter[str] | None = None, device: str = "", mlx: bool = True) -> None:
+def check(
+    graph: Graph,
+    counts: Counter[str] | None = None,
+    device: str = "",
+    mlx: bool = True,
+    sets: int = SETS,
+) -> None:
     """Raise Failure unless every pipeline keeps the meaning of `graph`, and what comes out runs.
 
     `device` limits the pipelines to one device. `counts` collects what was seen.
@@ -60,7 +68,7 @@ def check(graph: Graph, counts: Counter[str] | None = None, device: str = "", ml
     counts = Counter() if counts is None else counts
     _guarded("verify", lambda: verify(graph))
     _guarded("round trip", lambda: _same_text(graph))
-    evaluations = [Evaluation(domains.numbers(graph, seed)) for seed in range(SETS)]
+    evaluations = [Evaluation(domains.numbers(graph, seed)) for seed in range(sets)]
     evaluations.append(Evaluation(domains.numbers(graph, 0), faithful=True))
     for e in evaluations:
         _guarded("reference", lambda e=e: e.outputs(graph))
@@ -127,6 +135,9 @@ def _same_numbers(what: str, before: Graph, after: Graph, e: Evaluation, counts:
         counts["outputs compared"] += 1
         if a.dtype.kind in "fc" and not np.all(np.isfinite(a)):
             counts["outputs compared with NaN or infinity"] += 1
+        if REASSOCIATED in what and not np.all(np.isfinite(a)):
+            counts["outputs not compared: infinities in another order"] += 1
+            continue
         error = relative_error(a, b)
         if not error <= limit:
             rounded = " where every op rounds to its dtype" if e.faithful else ""

@@ -12,7 +12,8 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.numeric import tolerance
 
-# What MLX's functions are accurate relative to, where that is not the result: its erf to a few ulp of 1.
+# What MLX's functions are accurate relative to, where that is not the result: its erf to a few ulp of 1, a
+# packed number s * q + b to those of its parts.
 SCALES: dict[str, Callable[..., Any]] = {"erf": lambda x: 1.0, "gelu": np.abs}
 NOISE = tolerance(F32).terms  # what functions of float32 may be off by
 
@@ -54,12 +55,13 @@ class Evaluation:
     def _rounded(self, v: Value, x: Any, size: Any = 0.0) -> Any:
         if self.faithful:
             return round_to(v.type.dtype, x)
-        return self._disturbed(x, size)
+        return self._disturbed(x, np.max(np.abs(x), initial=0.0) if v.type.packing else size)
 
     def _disturbed(self, x: Any, size: Any) -> Any:
         if self._noise is None or x.dtype.kind not in "fc":
             return x
-        x = x + self._size * np.maximum(np.abs(x), size) * self._noise.uniform(-1, 1, x.shape)
+        noise = self._noise.choice((-1, 1), x.shape) * self._noise.uniform(1 / 2, 1, x.shape)
+        x = x + self._size * np.maximum(np.abs(x), size) * noise
         return x.astype(np.float32).astype(np.float64) if x.dtype.kind == "f" else x
 
 

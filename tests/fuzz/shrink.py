@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import numpy as np
 
@@ -49,9 +50,10 @@ def _smaller(graph: Graph) -> Iterator[Graph]:
         yield _without_unused(graph.with_outputs(outputs))
     values = Evaluation(domains.numbers(graph, 0))
     values.outputs(graph)
+    taken = {v.op.label.split(".")[0] for v in graph.inputs}
     inner = [n for n in reversed(graph.nodes) if not isinstance(n.op, Input)]
     for node in inner:
-        made = _replaced(graph, node, lambda v, builder: _as_input(v, builder, values.values[v]))
+        made = _replaced(graph, node, lambda v, builder: _as_input(v, builder, values.values[v], taken))
         if made is not None:
             yield made
     for node in inner:
@@ -71,9 +73,9 @@ def _fewer(outputs: tuple[Value, ...]) -> Iterator[list[Value]]:
     yield from ([*outputs[:i], *outputs[i + 1 :]] for i in range(len(outputs)))
 
 
-def _as_input(v: Value, builder: Builder, x: object) -> Value:
+def _as_input(v: Value, builder: Builder, x: object, taken: set[str]) -> Value:
     """An input in place of `v`, of numbers from the same range."""
-    label = f"y{len(builder._nodes)}"
+    label = next(name for n in count() if (name := f"y{n}") not in taken)
     x = np.asarray(x)
     if v.type.dtype.is_int:
         label = domains.within(label, int(np.min(x, initial=0)), int(np.max(x, initial=0)))
