@@ -26,7 +26,7 @@ def sliced(m: Maker, w: Any) -> Any:
     n = w.shape[i]
     packing = w._type.packing
     group = packing.quantization.group_size if packing and i == w.ndim + packing.axis else 1
-    if group > 1 and m.chance(3):
+    if group > 1 and m.chance(2):
         group = 1  # cuts groups, unless the bounds happen to fit
     start = m.n(0, max(0, n // group - 1)) * group
     stop = m.n(start // group + 1, max(start // group + 1, n // group)) * group
@@ -59,7 +59,7 @@ def other_joined(m: Maker, w: Any) -> Any:
 
 
 def cast(m: Maker, w: Any) -> Any:
-    if m.chance(3):
+    if m.chance(2):
         return qg.astype(qg.clip(w, -8, 8), mx.int32)
     if m.narrow:
         return qg.astype(w, mx.int32) if m.n(0, 1) else w
