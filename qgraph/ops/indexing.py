@@ -199,6 +199,10 @@ class Gather(Indexed):
 
     def reference(self, a: Any, *indices: Any) -> Any:
         """NumPy's indexing by arrays, where all of them are in range."""
+        if 0 in np.shape(a):  # NumPy refuses an index into an empty axis, even one that reads nothing
+            at, common = self.position(), np.broadcast_shapes(*map(np.shape, indices))
+            rest = [s for i, s in enumerate(np.shape(a)) if i not in self.axes]
+            return np.zeros((*rest[:at], *common, *rest[at:]), a.dtype)
         pairs = [in_range(i, a.shape[x]) for i, x in zip(indices, self.axes, strict=True)]
         given = {x: safe for x, (safe, _) in zip(self.axes, pairs, strict=True)}
         found = a[tuple(given.get(i, builtins.slice(None)) for i in range(np.ndim(a)))]

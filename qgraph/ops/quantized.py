@@ -344,7 +344,7 @@ class Quantize(Op):
         """The numbers after rounding to the grid."""
         from qgraph.ops.formats import round_to_grid
 
-        return round_to_grid(w, self.quantization, *global_scale)
+        return round_to_grid(w, self.quantization, *global_scale) if w.size else w
 
 
 def quantize(

@@ -228,6 +228,9 @@ class Slice(View):
     def shape_rule(self, x: Shape) -> Shape:
         if len(self.start) != len(x):
             raise ShapeError(f"slice: {len(self.start)} ranges for an array of shape {x}")
+        for r, n in zip(self.ranges(), x, strict=True):
+            if r and not 0 <= min(r[0], r[-1]) <= max(r[0], r[-1]) < n:
+                raise ShapeError(f"slice: {r} leaves an axis of {x}", fix=f"stay within 0 … {n - 1}")
         return tuple(map(len, self.ranges()))
 
     def carry(self, x: TensorType) -> Packing | str:
