@@ -139,15 +139,15 @@ _JIT = [
     Fault(
         "stale-closure",
         "qgraph.trace.surroundings",
-        '            yield ("cell", i), _content(cell)',
-        '            yield ("cell", i), None',
+        "            yield place, _content(cell)",
+        "            yield place, None",
         JIT,
     ),
     Fault(
         "stale-global",
         "qgraph.trace.surroundings",
-        '            yield ("name", i), module.get(name)',
-        '            yield ("name", i), None',
+        "            yield place, module.get(place[1])",
+        "            yield place, None",
         JIT,
     ),
     Fault(
@@ -205,4 +205,49 @@ _FILES = [
 ]
 
 
-WRONG_MACHINERY = [*_LOWERING, *_ENGINE, *_JIT, *_FILES]
+_TRAPS = [
+    Fault(
+        "one-index-too-many",
+        "qgraph.rewrite.guard",
+        "        if high >= size:",
+        "        if high > size:",
+        (*PASSES, "tests/ops"),
+    ),
+    Fault(
+        "index-of-the-wrong-end",
+        "qgraph.rewrite.guard",
+        'limited = self.apply("maximum", limited, self.number(-size, dtype))',
+        'limited = self.apply("maximum", limited, self.number(0, dtype))',
+        (*PASSES, "tests/ops"),
+    ),
+    Fault(
+        "a-remainder-of-nothing",
+        "qgraph.ops.bounds",
+        "return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)",
+        "return a if a[0] >= 0 and a[1] < b[0] else (0, 0)",
+        (*PASSES, "tests/ops"),
+    ),
+    Fault(
+        "arrays-not-checked-against-their-types",
+        "qgraph.execute.program",
+        "        self.check(arrays)",
+        "        pass",
+        ("tests/execute", "tests/ir"),
+    ),
+    Fault(
+        "storms-in-silence",
+        "qgraph.trace.storms",
+        "        if len(group) < STORM:",
+        "        if group:",
+        JIT,
+    ),
+    Fault(
+        "two-writers-at-once",
+        "qgraph.quant.lock",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        QUANT,
+    ),
+]
+
+WRONG_MACHINERY = [*_LOWERING, *_ENGINE, *_JIT, *_FILES, *_TRAPS]
