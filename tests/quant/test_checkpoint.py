@@ -29,6 +29,7 @@ from qgraph.quant import (
 )
 
 Model = Callable[[str], Path]
+Raw = Callable[..., bytes]
 LAYER = "model.layers.0.mlp.up_proj"
 W = f"{LAYER}.weight"
 KINDS = ["affine8", "affine4", "affine3", "mixed", "mxfp4", "mxfp8", "nvfp4", "untied"]
@@ -197,18 +198,66 @@ def test_a_failed_read_gives_nothing_and_closes_the_file(
     assert caught.tb is not None
 
 
-MEASURE = """
-import sys
+def test_a_load_returns_when_its_file_is_closed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qgraph.quant import checkpoint
+
+    file = model("affine4") / "model.safetensors"
+    mx_load = mx.load
+    late: list[threading.Timer] = []
+
+    def slow(path: str, **options: Any) -> Any:
+        descriptor = os.open(path, os.O_RDONLY)  # as MLX's reading threads hold it for a moment
+        late.append(threading.Timer(0.03, os.close, [descriptor]))
+        late[0].start()
+        return mx_load(path, **options)
+
+    monkeypatch.setattr(checkpoint.mx, "load", slow)
+    load_flat(file)
+    assert not late[0].is_alive()
+
+
+STATUS = """
+import os, sys
 import mlx.core as mx
+from qgraph._errors import CheckpointError
 from qgraph.quant import load
 def kib(field):  # not ru_maxrss, which a child inherits from its parent
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field))
 mx.eval(mx.zeros(4))
+"""
+MEASURE = """
 before = kib("VmRSS")
 params = load(sys.argv[1])
 print(kib("VmHWM") - before)
 """
+FAIL = """
+held = []
+def fail(path, progress=None):
+    try:
+        load(path, progress=progress)
+    except CheckpointError as error:
+        held.append(error)  # with whatever it refers to
+def cut(done, total):
+    os.truncate(sys.argv[3], done // 2)
+fail(sys.argv[1])
+before = kib("VmRSS")
+fail(sys.argv[2])
+fail(sys.argv[3], cut)
+fail(sys.argv[4])
+print(len(held), kib("VmHWM") - before, kib("VmRSS") - before, len(os.listdir("/proc/self/fd")))
+"""
+
+
+def measured(script: str, *files: Path) -> list[int]:
+    out = subprocess.run(
+        [sys.executable, "-c", STATUS + script, *map(str, files)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(number) for number in out.stdout.split()]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
@@ -219,15 +268,26 @@ def test_loading_takes_the_memory_of_the_file_and_less_than_a_tenth_more(tmp_pat
     embedding = mx.random.normal((8192, 2304)).astype(mx.bfloat16)
     save(tmp_path / "m.safetensors", {"layers": layers, "z": embedding})
     size = (tmp_path / "m.safetensors").stat().st_size
-    out = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "m.safetensors")],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    grown = int(out.stdout) * 1024
-    assert 0.5 * size < grown <= 1.1 * size
+    (grown,) = measured(MEASURE, tmp_path / "m.safetensors")
+    assert 0.5 * size < grown * 1024 <= 1.1 * size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+def test_a_load_that_fails_gives_its_memory_back_though_its_error_is_kept(tmp_path: Path, raw: Raw) -> None:
+    bad = pack(mx.random.normal((64, 128)), Quantization())
+    bad = QuantizedTensor(bad.packed, bad.scales * float("nan"), bad.biases, bad.quantization)
+    large = {f"t{n}": mx.random.normal((1024, 4096)) for n in range(12)}  # 200 MB, several batches
+    small, last, cut, text = (tmp_path / f"{name}.safetensors" for name in ("small", "last", "cut", "text"))
+    save(small, {"weight": bad})
+    save(last, large | {"weight": bad})
+    save(cut, large)
+    text.write_bytes(raw('{"' + "x" * 50_000_000 + '": [}'))
+    failed, peak, rest, files = measured(FAIL, small, last, cut, text)
+    assert failed == 4
+    assert peak > 150 * 1024  # it had read them
+    assert rest <= 5 * 1024
+    assert files == 4  # stdin, stdout, stderr and the listing
 
 
 # --- what the config decides
