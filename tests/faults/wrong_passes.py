@@ -166,7 +166,7 @@ _CANONICALIZE = [
     Fault(
         "rounding-casts-dropped",
         "qgraph_passes.canonicalize",
-        "if promote(source.type.dtype, between) is not between or source.type.packing:",
+        "if source.type.packing or not _holds(between, source.type.dtype):",
         "if source.type.packing:",
         PASSES,
     ),
