@@ -59,8 +59,7 @@ def _mark(after: str, counts: Counter[str]) -> Any:
         for rule, s in context.statistics.items():
             counts[f"fired {after} {rule}"] += s.applied
             counts[f"refused {after} {rule}"] += s.refused
-        for (rule, _), miss in context.misses.items():
-            counts[f"near {after} {rule}"] += bool(miss.matched) and rule in context.statistics
+            counts[f"near {after} {rule}"] += s.structure
         context.statistics.clear()
         return graph
 
