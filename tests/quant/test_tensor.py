@@ -19,6 +19,7 @@ from qgraph.quant import (
     pack,
     unpack,
 )
+from tests.agree import assert_close
 
 SCHEMES = [
     *(Quantization(bits=b, group_size=g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128)),
@@ -183,7 +184,7 @@ def test_a_global_scale_multiplies_by_its_share_of_2688() -> None:
     w = pack(mx.random.normal((8, 64)), NV4, mx.array(5.0))
     assert len(w.components()) == 3
     bare = QuantizedTensor(w.packed, w.scales, None, NV4, dtype=mx.float32)
-    assert mx.allclose(unpack(w), unpack(bare) * (5.0 / 2688), rtol=1e-6)
+    assert_close(unpack(w), unpack(bare) * (5.0 / 2688), path="elementwise")
 
 
 @pytest.mark.parametrize(
