@@ -9,20 +9,24 @@ import numpy as np
 
 from qgraph.execute.reference import round_to
 from qgraph.ir import Graph, Node, Value
-from qgraph.ir.dtypes import F32
+from qgraph.ir.dtypes import F32, DType
 from qgraph.numeric import tolerance
 
 # What MLX's functions are accurate relative to, where that is not the result: its erf to a few ulp of 1, a
 # packed number s * q + b to those of its parts.
 SCALES: dict[str, Callable[..., Any]] = {"erf": lambda x: 1.0, "gelu": np.abs}
-NOISE = tolerance(F32).terms  # what functions of float32 may be off by
+
+
+def noise_of(dtype: DType) -> float:
+    """What functions of a dtype may be off by; in 16 bit MLX composes some of a few that round."""
+    return tolerance(dtype).terms if dtype.size > 2 else tolerance(dtype, path="composed").terms
 
 
 class Evaluation:
     """Values of a graph and of what passes make of it, in float64.
 
-    With `noise` (a seed and a sign), every float is disturbed by as much as float32 arithmetic might, and
-    overflows where it does: what that does to the results is what their comparison with MLX has to allow.
+    With `noise` (a seed and a sign), every float is disturbed by as much as arithmetic of its dtype might,
+    and overflows where it does: what that does to the results is what a comparison with MLX has to allow.
     A `faithful` evaluation rounds every result to its dtype, the numbers of packed values too.
     """
 
@@ -31,7 +35,7 @@ class Evaluation:
     ) -> None:
         self.faithful = faithful
         self._noise = None if noise is None else np.random.default_rng(noise[0])
-        self._size = NOISE * noise[1] if noise else 0.0
+        self._sign = noise[1] if noise else 0
         self.values: dict[Value, Any] = {v: self._rounded(v, x) for v, x in inputs.items()}
         self.undefined = False  # a float became an integer that cannot hold it
 
@@ -55,14 +59,16 @@ class Evaluation:
     def _rounded(self, v: Value, x: Any, size: Any = 0.0) -> Any:
         if self.faithful:
             return round_to(v.type.dtype, x)
-        return self._disturbed(x, np.max(np.abs(x), initial=0.0) if v.type.packing else size)
+        largest = np.max(np.abs(x), initial=0.0) if v.type.packing else 0.0
+        return self._disturbed(v, x, np.maximum(size, largest))
 
-    def _disturbed(self, x: Any, size: Any) -> Any:
+    def _disturbed(self, v: Value, x: Any, size: Any) -> Any:
         if self._noise is None or x.dtype.kind not in "fc":
             return x
+        dtype = F32 if v.type.dtype.is_complex else v.type.dtype
         noise = self._noise.choice((-1, 1), x.shape) * self._noise.uniform(1 / 2, 1, x.shape)
-        x = x + self._size * np.maximum(np.abs(x), size) * noise
-        return x.astype(np.float32).astype(np.float64) if x.dtype.kind == "f" else x
+        x = x + self._sign * noise_of(dtype) * np.maximum(np.abs(x), size) * noise
+        return round_to(dtype, x) if x.dtype.kind == "f" else x
 
 
 def _overflows(x: Any, dtype: Any) -> bool:
