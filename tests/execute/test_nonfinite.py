@@ -90,6 +90,11 @@ BLAMED = {
         [mx.array([0.0, 1.0])],
         "log: 1 of 2 numbers are infinite",
     ),
+    "not what went before and did no harm": (
+        lambda x, y: qg.exp(-qg.exp(x)) + qg.log(y),
+        [mx.array([1000.0]), mx.array([0.0])],
+        "log: 1 of 1",
+    ),
     "numbers of two outputs": (lambda x: (x, qg.log(x - 1.0)), [mx.array([1.0])], "log: 1 of 1"),
     "complex numbers": (lambda x: x / (x - x), [mx.array([1 + 2j])], "divide: 1 of 1 numbers are NaN"),
 }

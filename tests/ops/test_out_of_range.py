@@ -217,6 +217,15 @@ def test_a_start_beyond_every_int32():
         )
 
 
+def test_starts_beyond_what_a_float_counts():
+    """Unsigned 64-bit starts next to signed limits would become float32, where 2^24 + 1 is 2^24."""
+    place = 2**24 + 1
+    x = mx.zeros((2, place + 2), mx.int8)
+    x[1, place] = 7
+    start = mx.array([1, place], mx.uint64)
+    assert both(lambda x, i: qg.slice(x, i, (0, 1), (1, 1)), x, start).tolist() == [[7]]
+
+
 def test_gradients_pass_a_guarded_take():
     ids = mx.array([1, 1, -1, 9])
 
