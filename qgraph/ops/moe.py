@@ -162,6 +162,8 @@ class GatherQmm(GatherMm):
         if out.size == 0 or inputs[0].size == 0:
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         x, w, *indices = operands
+        if not indices and inputs[0].ndim < 3 <= inputs[1].ndim:
+            x = f"{x}[None]"  # MLX would take a lower rank of x to mean the first matrix of w only
         call = (
             f"mx.gather_qmm({x}, {w.packed}, {w.scales}, {w.biases}, {self.arguments(tuple(indices))}, "
             f"transpose={self.transpose}, {scheme_arguments(packing.quantization)})"

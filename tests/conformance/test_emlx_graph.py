@@ -203,6 +203,20 @@ def test_e60_a_tied_head_and_rows_of_a_packed_table(scheme):
     assert_product(logits, rows, w)
 
 
+@pytest.mark.parametrize("axes", [(0, 2, 1), (1, 0, 2), (2, 1, 0), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_e60_rows_through_a_transpose(axes, axis):
+    """All stay packed but those along the packed axis, wherever the transpose put it."""
+    w = quantized(5, 4, 64)
+    f = lambda w, ids: qg.take(qg.transpose(w, axes), ids, axis=axis)  # noqa: E731
+    for ids in (mx.array(2), mx.array([[3, 0], [-1, 3]])):
+        expected = mx.take(mx.transpose(qg.dequantize(w), axes), ids, axis=axis)
+        for run in (qg.jit(f), f):
+            assert mx.array_equal(run(w, ids), expected)
+        packed = axes[axis] == 2
+        assert ops(qg.jit(f).optimized(w, ids)).get("quantized_take", 0) == (not packed)
+
+
 @pytest.mark.parametrize("scheme", MODES, ids=str)
 def test_e61_one_product_with_joined_weights_equals_three(scheme):
     x, parts = normal(3, 128), [of(scheme, n, 128) for n in (32, 16, 8)]
@@ -301,6 +315,8 @@ UNSUPPORTED = {
     "cut": (lambda x, w: x[:, :16] @ w[:, 8:24].T, "cuts groups of 32"),
     "reversed columns": (lambda x, w: x @ w[:, ::-1].T, "cuts groups of 32"),
     "along the packed axis": (lambda x, w: qg.take(w, [1, 40], axis=1), "which is packed"),
+    "reshaped": (lambda x, w: x[:, :16] @ w.reshape(128, 16).T, "cuts groups of 32"),
+    "mixed axes": (lambda x, w: x @ w.T.reshape(32, 64).T, "mixes the packed axis"),
     "repeated": (lambda x, w: x @ qg.broadcast_to(w, (2, 32, 64)).swapaxes(1, 2), "repeats a packed value"),
 }
 

@@ -198,6 +198,17 @@ def test_m37_activations_of_lower_rank_meet_every_matrix(shape, scheme):
         assert_product(found, normal(*shape), w)
 
 
+@pytest.mark.parametrize("scheme", MODES, ids=str)
+def test_m37_a_matrix_meets_every_expert_of_a_stack(scheme):
+    """Without indices MLX's gather_qmm is its quantized_matmul, and takes the first expert only."""
+    x, w = normal(3, 64), of(scheme, 2, 4, 32, 64)
+    for f in (lambda x, w: qg.gather_mm(x, qg.swapaxes(w, -1, -2)), lambda x, w: qg.gather_qmm(x, w)):
+        for run in (qg.jit(strict=True)(f), f):
+            found = run(x, w)
+            assert found.shape == (2, 4, 3, 32)
+            assert_product(found, x, w)
+
+
 @pytest.mark.parametrize("expert", [4, -5, 1000])
 def test_m37_a_written_out_expert_that_does_not_exist_is_refused(expert):
     w, x = quantized(4, 32, 64), normal(1, 2, 64)
@@ -208,3 +219,21 @@ def test_m37_a_written_out_expert_that_does_not_exist_is_refused(expert):
     ):
         with pytest.raises(qg.ShapeError, match=f"index {expert} is out of range for axis 0 of size 4"):
             call()
+
+
+@pytest.mark.parametrize("expert", [4, -5, 1000])
+@pytest.mark.parametrize("scheme", MODES, ids=str)
+def test_m37_an_expert_out_of_range_gives_nan_and_no_foreign_memory(expert, scheme):
+    """In an array an index is known only when the program runs: MLX reads what lies behind the weights."""
+    w, x = of(scheme, 4, 32, 64), normal(1, 2, 64)
+    indices = mx.array([2, expert, -1])
+    for f in (
+        lambda x, w, i: qg.gather_mm(x, qg.swapaxes(w, 1, 2), None, i),
+        lambda x, w, i: qg.gather_qmm(x, w, None, i),
+        lambda x, w, i: qg.take(w, i, axis=0),
+    ):
+        for run in (qg.jit(f), f):
+            found = run(x, w, indices)
+            assert mx.all(mx.isnan(found[1])).item()
+            assert not mx.any(mx.isnan(found[0])).item()
+            assert mx.array_equal(found[:1], run(x, w, indices[:1]))
