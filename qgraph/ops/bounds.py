@@ -8,13 +8,14 @@ from typing import Any
 from qgraph.ir.dtypes import BOOL, DType, int_range
 from qgraph.ir.graph import Node, Value
 from qgraph.ir.op import Constant
+from qgraph.ops.indexed import Indexed, missing
 
 Interval = tuple[int, int]  # the smallest and the largest number, both included
 
 # Ops whose results are elements of their first operand.
 SELECTIONS = (
     *("slice", "reshape", "transpose", "broadcast_to", "contiguous", "dynamic_slice"),
-    *("take", "take_along_axis", "gather", "sort", "partition", "topk", "max", "min", "cummax", "cummin"),
+    *("sort", "partition", "topk", "max", "min", "cummax", "cummin"),
 )
 # Ops whose results are elements of some operands, from this one to before that one.
 CHOICES: dict[str, tuple[int, int | None]] = {
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple[int, int | None]] = {
     "where": (1, 3),
     "slice_update": (0, 2),
 }
+READS = ("take", "take_along_axis", "gather")
 POSITIONS = ("argmax", "argmin", "argsort", "argpartition")
 
 
@@ -49,6 +51,8 @@ class Bounds:
         name = op.name
         if name in SELECTIONS:
             return self.of(node.inputs[0])
+        if name in READS:
+            return self._read(node)
         if name in CHOICES:
             first, last = CHOICES[name]
             return _union([self.of(v) for v in node.inputs[first:last]])
@@ -64,6 +68,17 @@ class Bounds:
             if all(widest[0] <= low and high <= widest[1] for low, high in operands):
                 return _ARITHMETIC[name](*operands)
         return _DRAWN[name](node) if name in _DRAWN else None
+
+    def _read(self, node: Node) -> Interval:
+        """Elements of the first operand, and `missing` where an index may be out of range."""
+        a, op = node.inputs[0], node.op
+        assert isinstance(op, Indexed)
+        sizes = op.indexed(tuple(v.type for v in node.inputs))
+        intervals = [(self.of(node.inputs[i]), size) for i, (_, size) in sizes.items()]
+        if all(-size <= low and high < size for (low, high), size in intervals):
+            return self.of(a)
+        none = int(missing(a.type.dtype))
+        return _union([self.of(a), (none, none)])
 
 
 def _whole(dtype: DType) -> Interval:
