@@ -102,7 +102,8 @@ class TakeAlongAxis(Indexed):
         """The indices' size on the axis; elsewhere both broadcast."""
         out = TensorType(self.shape_rule(a, indices), a.dtype)
         if out.size and not a.shape[self.axis]:
-            raise ShapeError(f"{self.name}: axis {self.axis} of {a.shape} is empty")
+            message = f"{self.name}: axis {self.axis} of {a.shape} is empty"
+            raise ShapeError(message, fix="take from an axis with elements")
         return out
 
     def shape_rule(self, a: TensorType, indices: TensorType) -> Shape:

@@ -83,8 +83,7 @@ class QuantizedMatmul(Op):
         n, k = w.shape[-2:] if self.transpose else w.shape[:-3:-1]
         if not x.shape or x.shape[-1] != k:
             message = f"{self.name}: x has shape {x.shape}, the weight contracts {k}"
-            if x.shape:
-                check_inner(message, x.shape[-1], w, -1 if self.transpose else -2)
+            check_inner(message, (x.shape or (1,))[-1], w, -1 if self.transpose else -2)
             raise ShapeError(
                 message,
                 fix="make x's last axis that size; transpose=False contracts the other axis of the weight",
@@ -199,7 +198,8 @@ class QuantizedTake(Indexed):
         if not 0 <= self.axis < w.ndim - 1:
             raise ShapeError(f"{self.name}: axis {self.axis} of rank {w.ndim} is packed or missing")
         if not w.shape[self.axis] and indices.size:
-            raise ShapeError(f"{self.name}: axis {self.axis} of {w.shape} is empty")
+            message = f"{self.name}: axis {self.axis} of {w.shape} is empty"
+            raise ShapeError(message, fix="take from an axis with elements")
         shape = (*w.shape[: self.axis], *indices.shape, *w.shape[self.axis + 1 :])
         return TensorType(shape, w.dtype)
 

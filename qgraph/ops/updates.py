@@ -137,7 +137,8 @@ class IndexUpdate(Indexed):
         for axis, (e, n) in enumerate(zip(self.index, shape, strict=False)):
             r = range(*e) if isinstance(e, tuple) else range(e, e + 1) if isinstance(e, int) else range(0)
             if r and not 0 <= min(r[0], r[-1]) <= max(r[0], r[-1]) < n:
-                raise ShapeError(f"index_update: {e} is out of range for axis {axis} of {shape}")
+                message = f"index_update: {e} is out of range for axis {axis} of {shape}"
+                raise ShapeError(message, fix=f"stay within 0 … {n - 1}")
 
     def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
         """The operands behind the update, of the axes that say "array"."""
