@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qgraph.ir import Builder, Op, Packing, TensorType, Value
-from qgraph.ir.dtypes import BF16, F16, F32, F64, I32, U8, U32, DType
+from qgraph.ir.dtypes import BF16, F16, F32, F64, U8, DType
 from qgraph.ir.op import Constant
 from qgraph.ir.origin import Origin, Source
 from qgraph.ops.dispatch import interpreting
@@ -31,7 +31,7 @@ SHAPES = [(2, 3), (), (1,), (4,), (1, 1), (2, 1, 3), (3, 4), (0, 3), (2, 64), (1
 
 
 class Maker:
-    """The state of one drawing. `narrow`: all floats are f32, so that MLX can be asked too."""
+    """The state of one drawing. `narrow`: all floats are f32, for which MLX can be held to most."""
 
     def __init__(self, draw: Callable[[Any], Any], narrow: bool) -> None:
         self.draw = draw
@@ -228,6 +228,3 @@ class Maker:
             return op
         changed = {f.name: F32 for f in fields(op) if getattr(op, f.name) in HALVES}
         return replace(op, **changed) if changed else op
-
-
-__all__ = ["I32", "U32", "Maker"]
