@@ -66,8 +66,14 @@ def batch_of(seed: int, count: int) -> Batch:
             return Batch(Counter(found["counts"]), [tuple(f) for f in found["failures"]])
         graph = out.with_suffix(".qg")
         at_hand = graph.read_text() if graph.exists() else ""
-        detail = f"batch of seed {seed} ended with {done.returncode}: {done.stderr[-2000:]}"
-        return Batch(Counter({"failures": 1}), [("crash", detail, at_hand)])
+    detail = f"a worker ended with {done.returncode}: {done.stderr[-2000:]}"
+    batch = Batch(Counter({"failures": 1}), [("crash", detail, at_hand)])
+    if at_hand:  # run what stands before and behind the graph that did it
+        at = int(at_hand.split("\n", 1)[0].removeprefix("// seed "))
+        for start, end in ((seed, at), (at + 1, seed + count)):
+            if start < end:
+                batch.add(batch_of(start, end - start))
+    return batch
 
 
 if __name__ == "__main__":
