@@ -166,7 +166,7 @@ class JitFunction:
         arrays: list[Any] = []
         with LOCK:
             before = self._surroundings.read(arrays, [], objects)
-        entry = without_collector(lambda: self._compile(call))
+        entry = without_collector(lambda: self._compile(call, arrays))
         with LOCK:
             now: list[Any] = []
             after = self._surroundings.read(now, [], objects)
@@ -197,10 +197,11 @@ class JitFunction:
         if message:
             warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
 
-    def _compile(self, call: Call) -> Entry:
+    def _compile(self, call: Call, outer: list[Any]) -> Entry:
         draws = HiddenDraws()
         traced = self._trace(call)
-        if verify_level() >= 2 or draws.happened():
+        given = set(map(id, outer))
+        if verify_level() >= 2 or draws.happened(x for x in traced.captures if id(x) not in given):
             refuse_difference(self._name, traced, self._trace(call))
         result = self.pipeline.run(traced.graph)
         types = tuple(v.type for v in traced.graph.outputs)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -30,16 +33,29 @@ class HiddenDraws:
     def __init__(self) -> None:
         self._before = _states()
 
-    def happened(self) -> bool:
-        """Whether one of them moved. Another thread may have done it: only a second trace tells."""
+    def happened(self, made: Iterable[Any]) -> bool:
+        """Whether one of them moved; `made` are the arrays that the function made of nothing it was given.
+
+        Another thread may have moved it, and an array may come from an explicit key: a second trace tells.
+        """
         mlx, *others = _states()
-        return mlx is not self._before[0] or others != self._before[1:]
+        return mlx is not self._before[0] or others != self._before[1:] or any(map(_is_drawn, made))
 
 
 def _states() -> list[Any]:
-    state: Any = mx.random.state
     name, keys, *position = np.random.get_state()
-    return [state[0], random.getstate(), (name, np.asarray(keys).tobytes(), position)]
+    # To look at MLX's state in another thread than the main one makes the process abort when it ends.
+    key = cast(Any, mx.random.state)[0] if threading.current_thread() is threading.main_thread() else None
+    return [key, random.getstate(), (name, np.asarray(keys).tobytes(), position)]
+
+
+def _is_drawn(x: Any) -> bool:
+    """Whether random bits are among what an array, not yet evaluated, is computed from."""
+    if not isinstance(x, mx.array):
+        return False
+    text = io.StringIO()
+    mx.export_to_dot(text, x)
+    return "RandomBits" in text.getvalue()
 
 
 def refuse_difference(name: str, one: Traced, two: Traced) -> None:

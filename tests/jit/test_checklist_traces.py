@@ -18,6 +18,7 @@ import qgraph as qg
 from qgraph import QGraphError, TraceError
 from tests.agree import assert_close, close
 from tests.jit.data import normal, weight
+from tests.jit.scripts import run
 
 X = mx.array([[1.0, 2.0, 3.0, 4.0]])
 HERE = r"from test_checklist_traces\.py:\d+ in "
@@ -211,6 +212,45 @@ def test_j15_random_numbers_without_a_key_are_refused_at_every_level(
 def test_j15_random_numbers_without_a_key_under_a_transformation_of_mlx() -> None:
     with pytest.raises(TraceError, match="not a function of its arguments"):
         mx.compile(qg.jit(drawn_by_mlx))(X)
+
+
+def test_j15_random_numbers_without_a_key_in_another_thread() -> None:
+    """In a process of its own: drawing there makes MLX abort when the process ends."""
+    script = """
+import os, threading
+import mlx.core as mx, qgraph as qg
+
+f = qg.jit(lambda x: x + mx.random.normal((2,)))
+g = qg.jit(lambda x: x + mx.random.normal((2,), key=mx.random.key(3)))  # not hidden: the same every time
+
+def work():
+    print(g(mx.zeros(2)).tolist() == mx.random.normal((2,), key=mx.random.key(3)).tolist())
+    try:
+        print(f(mx.zeros(2)))
+    except qg.TraceError as error:
+        print(error.message.split(":")[0])
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print("end", flush=True)
+os._exit(0)
+"""
+    assert run(script).splitlines() == ["True", "<lambda> is not a function of its arguments", "end"]
+
+
+def test_j15_threads_that_trace_do_not_crash_the_end_of_the_process() -> None:
+    """Looking at mx.random's state in a thread did, in most runs."""
+    script = """
+import threading
+import mlx.core as mx, qgraph as qg
+
+thread = threading.Thread(target=lambda: mx.eval(qg.jit(lambda x: qg.exp(x) + mx.array(1.0))(mx.ones(2))))
+thread.start()
+thread.join()
+"""
+    for _ in range(4):
+        assert run(script) == ""
 
 
 def test_j15_numbers_that_were_drawn_and_decide_nothing_are_no_error() -> None:
