@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from string import ascii_letters
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.elementwise import add, multiply
 from qgraph.ops.packed import check_inner
-from qgraph.ops.shape import reshape, swapaxes, transpose
+from qgraph.ops.shape import reshape, slice_ranges, swapaxes, transpose
 
 _STORED = "make both inner axes equal; for a weight stored (out, in), pass its .T"
 
@@ -169,15 +170,18 @@ def _right(b: ArrayLike, bb: list[int], ib: list[int], fb: list[int], batch: lis
 def einsum(subscripts: str, *operands: ArrayLike) -> Array:
     """Einstein summation, contracted from left to right.
 
-    Every index may stand once in an operand; ``...`` is not supported.  Source: mlx.core.einsum.
+    ``...`` stands for further axes. Those broadcast, and so do axes of size 1; an index that stands twice
+    in one operand takes its diagonal.  Source: mlx.core.einsum.
     """
     from qgraph.ops.reduce import sum as reduce_sum
 
-    terms, out = _parse_einsum(subscripts, [len(shape_of(operand(x))) for x in operands])
-    current, labels = operand(operands[0]), terms[0]
-    for i in range(1, len(terms)):
-        later = set("".join(terms[i + 1 :])) | set(out)
-        current, labels = _einsum_pair(current, labels, operand(operands[i]), terms[i], later)
+    arrays = [operand(x) for x in operands]
+    terms, out = _parse_einsum(subscripts, [len(shape_of(x)) for x in arrays])
+    pairs = _broadcast([_diagonal(x, term) for x, term in zip(arrays, terms, strict=True)])
+    current, labels = pairs[0]
+    for i in range(1, len(pairs)):
+        later = set("".join(term for _, term in pairs[i + 1 :])) | set(out)
+        current, labels = _einsum_pair(current, labels, *pairs[i], later)
     drop = tuple(i for i, c in enumerate(labels) if c not in out)
     if drop:
         current, labels = reduce_sum(current, drop), "".join(c for c in labels if c in out)
@@ -185,27 +189,77 @@ def einsum(subscripts: str, *operands: ArrayLike) -> Array:
 
 
 def _parse_einsum(subscripts: str, ranks: list[int]) -> tuple[list[str], str]:
+    """One letter per axis for every operand and for the result, without ``...``."""
     text = subscripts.replace(" ", "")
     left, arrow, out = text.partition("->")
     terms = left.split(",")
-    if not arrow:
-        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    for term, rank in zip(terms, ranks, strict=False):
-        if len(set(term)) != len(term) or (not term.isalpha() * bool(term) and term):
-            raise ShapeError(
-                f"einsum: cannot read {term!r} in {subscripts!r}", fix="one letter per axis, no repeats"
-            )
-        if len(term) != rank:
-            raise ShapeError(
-                f"einsum: {term!r} names {len(term)} axes of an operand of rank {rank}",
-                fix="one letter per axis",
-            )
-    if len(terms) != len(ranks) or not set(out) <= set(left) - {","} or len(set(out)) != len(out):
+    if len(terms) != len(ranks):
         raise ShapeError(
-            f"einsum: {subscripts!r} does not fit {len(ranks)} operands",
-            fix="write one term per operand, and on the right letters of the left, each once",
+            f"einsum: {subscripts!r} does not fit {len(ranks)} operands", fix="write one term per operand"
+        )
+    unused = "".join(c for c in ascii_letters if c not in text)
+    further = [_further(term, rank, subscripts) for term, rank in zip(terms, ranks, strict=True)]
+    axes = unused[: max(further)]
+    terms = [t.replace("...", axes[len(axes) - n :]) for t, n in zip(terms, further, strict=True)]
+    if not arrow:
+        out = "..." + "".join(sorted(c for c in set(left) - set(",.") if left.count(c) == 1))
+    if axes and "..." not in out:
+        raise ShapeError(
+            f"einsum: the right of {subscripts!r} lacks the ... of its left",
+            fix="write ... on the right, or letters that are summed in its place",
+        )
+    out = out.replace("...", axes)
+    if not set(out) <= set("".join(terms)) or len(set(out)) != len(out):
+        raise ShapeError(
+            f"einsum: the right of {subscripts!r} does not fit its left",
+            fix="write letters of the left there, each once",
         )
     return terms, out
+
+
+def _further(term: str, rank: int, subscripts: str) -> int:
+    """How many axes the ``...`` of a term stands for."""
+    letters = term.replace("...", "", 1)
+    if letters and not (letters.isascii() and letters.isalpha()):
+        raise ShapeError(
+            f"einsum: cannot read {term!r} in {subscripts!r}", fix="write one letter per axis, or ... once"
+        )
+    if len(letters) != rank and (letters == term or len(letters) > rank):
+        raise ShapeError(
+            f"einsum: {term!r} names {len(letters)} axes of an operand of rank {rank}",
+            fix="one letter per axis, or ... for further ones",
+        )
+    return rank - len(letters)
+
+
+def _diagonal(a: Array, labels: str) -> tuple[Array, str]:
+    """`a` with every letter once: the diagonal of the axes that share one, which goes last."""
+    for c in dict.fromkeys(labels):
+        while labels.count(c) > 1:
+            shape, i = shape_of(a), labels.index(c)
+            j = labels.index(c, i + 1)
+            if shape[i] != shape[j]:
+                raise ShapeError(
+                    f"einsum: index {c!r} has sizes {shape[i]} and {shape[j]}", fix="rename one of them"
+                )
+            rest, n = [k for k in range(len(shape)) if k not in (i, j)], shape[i]
+            a = reshape(transpose(a, [*rest, i, j]), [*(shape[k] for k in rest), n * n])
+            a = slice_ranges(a, [*((0, shape[k], 1) for k in rest), (0, n * n, n + 1)])
+            labels = "".join(labels[k] for k in rest) + c
+    return a, labels
+
+
+def _broadcast(pairs: list[tuple[Array, str]]) -> list[tuple[Array, str]]:
+    """Without the axes of size 1 that meet a larger one under the same letter."""
+    sizes: dict[str, int] = {}
+    for a, labels in pairs:
+        sizes |= {c: n for c, n in zip(labels, shape_of(a), strict=True) if n != 1 or c not in sizes}
+    out: list[tuple[Array, str]] = []
+    for a, labels in pairs:
+        kept = [i for i, c in enumerate(labels) if shape_of(a)[i] == sizes[c] or shape_of(a)[i] != 1]
+        shape = [shape_of(a)[i] for i in kept]
+        out.append((reshape(a, shape), "".join(labels[i] for i in kept)))
+    return out
 
 
 def _einsum_pair(a: ArrayLike, la: str, b: ArrayLike, lb: str, later: set[str]) -> tuple[Array, str]:

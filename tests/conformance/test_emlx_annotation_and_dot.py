@@ -258,6 +258,42 @@ def test_e40_two_contraction_axes_in_other_orders(run):
         assert_close(run(f)(x, w), exact, k=192, path="P2", magnitude=magnitude)
 
 
+EINSUMS = {
+    "bd,nd->bn": ((3, 64), (32, 64)),
+    "bd,nd": ((3, 64), (32, 64)),
+    "nd,bd->bn": ((32, 64), (3, 64)),
+    "b d, n d -> n b": ((3, 64), (32, 64)),
+    "bd,dn->bn": ((3, 32), (32, 64)),
+    "bsd,nd->bsn": ((2, 3, 64), (32, 64)),
+    "...d,nd->...n": ((2, 1, 3, 64), (32, 64)),
+    "...d,...nd->...n": ((3, 64), (3, 32, 64)),
+    "...md,...nd->...mn": ((2, 1, 5, 64), (3, 32, 64)),
+    "d,nd->n": ((64,), (32, 64)),
+    "bmd,bnd->mbn": ((3, 5, 64), (3, 32, 64)),
+    "bmd,bnd->bmn": ((1, 5, 64), (3, 32, 64)),
+    "bd,hnd->bhn": ((3, 64), (2, 32, 64)),
+    "bhd,hnd->bn": ((3, 2, 64), (2, 32, 64)),
+    "bsd,dhk->bshk": ((2, 5, 6), (6, 3, 64)),
+    "bd,nd->": ((3, 64), (32, 64)),
+    "bd,nd->bnd": ((3, 64), (32, 64)),
+    "bb,nd->bn": ((3, 3), (32, 64)),
+    "b,nnd->bn": ((3,), (32, 32, 64)),
+    "bd,nd,n->b": ((3, 64), (32, 64), (32,)),
+}
+
+
+@pytest.mark.parametrize("spelling", EINSUMS)
+def test_e41_einsum_in_every_spelling(spelling, run):
+    """Against NumPy's; the larger operand is packed."""
+    args = [normal(*shape) for shape in EINSUMS[spelling]]
+    at = max(range(2), key=lambda i: args[i].size)
+    args[at] = qg.quantize(args[at])
+    found = run(lambda *args: qg.einsum(spelling, *args))(*args)
+    exact = np.einsum(spelling, *map(to_numpy, args))
+    sizes = [largest_terms(a) if qg.is_quantized(a) else np.abs(to_numpy(a)) for a in args]
+    assert_close(found, exact, k=64 * 32, path="P2", magnitude=np.einsum(spelling, *sizes))
+
+
 @pytest.mark.parametrize("xshape", [(3, 5, 64), (2, 3, 5, 64), (1, 5, 64), (4, 1, 5, 64)])
 @pytest.mark.parametrize("scheme", MODES, ids=str)
 def test_e41_batch_axes(xshape, scheme, run):
