@@ -179,4 +179,13 @@ _attach(QuantizedTensor, {**_SAME_NAME, **{k: f for k, f in _OPERATORS.items() i
 for _shared in ("T", "at", "__getitem__", "transpose", "reshape"):
     setattr(QuantizedTensor, _shared, ArrayMethods.__dict__[_shared])
 
+
+def _ufunc(self: QuantizedTensor, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    """As for a traced value; what is no operator would see packed words."""
+    found = ArrayMethods.__array_ufunc__(self, ufunc, method, *inputs, **kwargs)  # pyright: ignore[reportArgumentType]
+    return self._refuse(f"numpy.{ufunc.__name__}") if found is NotImplemented else found
+
+
+QuantizedTensor.__array_ufunc__ = _ufunc  # pyright: ignore[reportAttributeAccessIssue]
+
 __all__ = ["ArrayLike", "ArrayMethods", "mx"]

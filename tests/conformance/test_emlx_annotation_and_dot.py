@@ -178,7 +178,9 @@ def test_e33_operands_from_elsewhere(run):
     assert np.array_equal(np.array(run(lambda b: qg.dot(a, b))(b)), a @ np.array(b))
     w = quantized(5, 64)
     x = np.array(normal(4, 64))
-    assert_product(run(lambda w: qg.dot(x, w.T))(w), mx.array(x), w)
+    for f in (lambda w: qg.dot(x, w.T), lambda w: x @ w.T):
+        assert_product(run(f)(w), mx.array(x), w)
+    assert mx.array_equal(run(lambda w: x - w[:4])(w), mx.array(x) - qg.dequantize(w)[:4])
 
 
 def test_e34_a_wider_weight(run):

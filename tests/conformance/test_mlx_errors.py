@@ -175,6 +175,12 @@ def test_m37_weights_without_numbers(n, k, lead):
         left = qg.dot(qg.swapaxes(turned, -1, -2), mx.ones((x.shape[-1], 2)))
         assert left.shape == (*lead, expected.shape[-1], 2)
     assert qg.dequantize(w).shape == w.shape
+    for axis in (-1, -2):
+        sums = qg.vecdot(mx.ones(w.shape), w, axis=axis)
+        assert (sums.shape, sums.tolist()) == (w.sum(axis=axis).shape, np.zeros(sums.shape).tolist())
+    assert qg.inner(mx.ones((3, k)), w).shape == (3, *lead, n)
+    assert qg.tensordot(w, w, w.ndim).item() == 0
+    assert qg.einsum("...nk,...nk->...", w, w).shape == tuple(lead)
     assert qg.jit(lambda w: qg.quantize(w * 1.0))(mx.zeros((*lead, n, k))).shape == w.shape
 
 
