@@ -67,7 +67,9 @@ class Evaluation:
             return x
         dtype = F32 if v.type.dtype.is_complex else v.type.dtype
         noise = self._noise.choice((-1, 1), x.shape) * self._noise.uniform(1 / 2, 1, x.shape)
-        x = x + self._sign * noise_of(dtype) * np.maximum(np.abs(x), size) * noise
+        y = x + self._sign * noise_of(dtype) * np.maximum(np.abs(x), size) * noise
+        # What may be on either side of 0 may be 0.
+        x = np.where((x.real * y.real < 0) & (self._noise.random(x.shape) < 1 / 2), 0.0, y)
         return round_to(dtype, x) if x.dtype.kind == "f" else x
 
 

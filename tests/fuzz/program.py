@@ -17,13 +17,14 @@ from qgraph.ir import Graph, Node, Value
 from qgraph.ir.dtypes import F16, F32, F64, DType
 from qgraph.numeric import tolerance
 from tests.fuzz import domains
-from tests.fuzz.evaluation import Evaluation, noise_of
+from tests.fuzz.evaluation import Evaluation
 
 PROBES = (2, 16)  # a difference counts if it stays under many disturbances
 SEED = 7
 # Which of several right answers these give is MLX's choice.
 UNORDERED = {"partition", "argpartition", "topk", "argsort"}
 # A product of eight such numbers is still a float32: beyond, an op may overflow on the way.
+MARGIN = tolerance(F32, path="graph").terms / tolerance(F32).terms  # of what the disturbances did
 LARGE_F16 = float(np.finfo(np.float16).max) ** (1 / 2)  # and here of two: more would be too few to compare
 LARGE = float(np.finfo(np.float32).max) ** (1 / 8)
 
@@ -124,8 +125,8 @@ def _difference(found: Any, exact: Any, probes: list[Any], dtype: DType, counts:
         near = np.asarray(found == exact)
     else:
         size = np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact))
-        limit = np.maximum(np.where(clear, spread, 0.0) / noise_of(dtype), size)
         bound = tolerance(dtype, path="graph")
+        limit = np.maximum(np.where(clear, spread, 0.0) * MARGIN / bound.terms, size)
         clear &= (bound.terms * limit < size) | (size == 0)  # else the bound would allow anything
         if exact.dtype.kind == "c":
             near = bound.allows(found.real, exact.real, limit) & bound.allows(found.imag, exact.imag, limit)

@@ -60,7 +60,7 @@ def other_joined(m: Maker, w: Any) -> Any:
 
 def cast(m: Maker, w: Any) -> Any:
     if m.chance(2):
-        return qg.astype(qg.clip(w, -8, 8), mx.int32)
+        return qg.astype(w, mx.int32)
     if m.narrow:
         return qg.astype(w, mx.int32) if m.n(0, 1) else w
     return qg.astype(w, m.one([mx.float32, mx.float16, mx.bfloat16]))
