@@ -1,4 +1,4 @@
-"""research/emlx.md §4, cases 46–58 and 63–68: the compiled path. The loop cases are listed in test_numbering.py."""
+"""research/emlx.md §4, cases 46–58 and 63–68: the compiled path. Loop cases: see test_numbering.py."""
 
 from __future__ import annotations
 
