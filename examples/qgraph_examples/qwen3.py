@@ -42,12 +42,12 @@ class Config:
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "?"
         if kind != "default":
             raise qg.CheckpointError(
-                f"config.json: rope_scaling {kind!r} is not supported by the Qwen3 of qgraph_examples",
+                f"config.json: rope_scaling {ascii(kind)[:40]} is not supported by qgraph_examples.qwen3",
                 fix="use a checkpoint without rope_scaling, or add the scaling to a copy of qwen3.py",
             )
         found = {"rope_theta": rope.get("rope_theta")} | {k: v for k, v in config.items() if v is not None}
-        kinds = {int: int, float: int | float, bool: bool}
-        bad = [f.name for f in fields(cls) if not isinstance(found.get(f.name), kinds[f.type])]
+        kinds = {int: (int,), float: (int, float), bool: (bool,)}
+        bad = [f.name for f in fields(cls) if type(found.get(f.name)) not in kinds[f.type]]
         if bad:
             raise qg.CheckpointError(
                 f"config.json: {', '.join(bad)} missing or no number", fix="use the config.json of a Qwen3"

@@ -18,11 +18,12 @@ from qgraph._jit import JitFunction, jit
 from qgraph.ir import Graph
 from qgraph.ir.dtypes import F32, dtype_of, promote
 from qgraph.ir.op import Input
-from qgraph.lm.models import Cache, ModelCode, Params, find_model
+from qgraph.lm.models import Cache, ModelCode, Params, check_sizes, find_model
 from qgraph.lm.sampling import Piece, Sampler, Stats, checked, refuse_no_token
 from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.quant import QuantizedTensor, load_adapter, load_config, merge_adapter
 from qgraph.quant import load as load_params
+from qgraph.quant.strict_file import clip
 from qgraph.rewrite import Report, Result
 from qgraph.trace.tree import flatten
 
@@ -54,16 +55,17 @@ def load(
             print(piece.text, end="", flush=True)
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(
-            f"{folder.name or folder}: no such folder",
+            f"{clip(folder.name or folder, 60)}: no such folder",
             fix="pass the folder of a model, with config.json, model.safetensors and a tokenizer",
         )
     raw = load_config(folder)
     code = find_model(raw)
+    check_sizes(raw)
     config = code.Config.from_dict(raw)
     params: Params = load_params(folder, progress=progress)
-    model = LanguageModel(code, params, config, lambda: load_tokenizer(folder, raw), folder.name)
+    model = LanguageModel(code, params, config, lambda: load_tokenizer(folder, raw), clip(folder.name, 60))
     if adapter is not None:
         return model.with_adapter(adapter)
     model.check()
@@ -260,9 +262,10 @@ class LanguageModel:
         """
         try:
             before = self.graph()
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (QGraphError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            why = clip(error.message if isinstance(error, QGraphError) else repr(error), 150)
             raise CheckpointError(
-                f"{self.name}: the tensors are not those that config.json describes ({error!r})",
+                f"{self.name}: the tensors are not those that config.json describes ({why})",
                 fix="check num_hidden_layers, tie_word_embeddings and model_type, or download it again",
             ) from error
         _check_vocabulary(self.name, before, self.config.vocab_size)
@@ -271,11 +274,13 @@ class LanguageModel:
         adapted = [name for name in unread if ".lora_" in name]
         if adapted:
             raise CheckpointError(
-                f"the adapter changes {adapted[0]}, which the model code does not read",
+                f"the adapter changes {clip(adapted[0], 100)}, which the model code does not read",
                 fix="train the adapter on linear layers only, or extend the model code",
             )
         if unread:
-            shown = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
+            shown = ", ".join(clip(name, 70) for name in unread[:3]) + (
+                f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+            )
             warnings.warn(f"{self.name}: the model never reads {shown}", stacklevel=4)
 
 

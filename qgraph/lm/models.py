@@ -47,12 +47,45 @@ class ModelCode(Protocol):
         ...
 
 
+# What configs call the numbers that arrays and loops are made of, and how large they may be: MLX counts
+# sizes in 32 bits, and layers are made one by one.
+_SIZE = 2**31 - 1
+_LARGEST: dict[str, int | float] = {
+    "vocab_size": _SIZE,
+    "hidden_size": _SIZE,
+    "intermediate_size": _SIZE,
+    "head_dim": _SIZE,
+    "num_attention_heads": _SIZE,
+    "num_key_value_heads": _SIZE,
+    "max_position_embeddings": _SIZE,
+    "num_hidden_layers": 1000,
+    "rms_norm_eps": 1e30,
+    "rope_theta": 1e30,
+}
 _PUBLIC = ("Config", "make_cache", "backbone", "head")
 
 
 def known_models() -> dict[str, EntryPoint]:
     """The entry points by model_type."""
     return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def check_sizes(config: Mapping[str, object]) -> None:
+    """Errors: CheckpointError for a size or a factor of a config.json that no model can have.
+
+    >>> check_sizes({"num_hidden_layers": 10**9})
+    Traceback (most recent call last):
+        ...
+    qgraph._errors.CheckpointError: config.json: num_hidden_layers is 1000000000, not above 0 and up to 1000
+      fix: use the config.json that belongs to the weights
+    """
+    for name, largest in _LARGEST.items():
+        value = config.get(name)  # whether it is a number at all is for the model code to say
+        if isinstance(value, int | float) and not 0 < value <= largest:
+            raise CheckpointError(
+                f"config.json: {name} is {clip(value, 30)}, not above 0 and up to {largest}",
+                fix="use the config.json that belongs to the weights",
+            )
 
 
 def find_model(config: Mapping[str, object]) -> ModelCode:

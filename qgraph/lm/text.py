@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from qgraph._errors import CheckpointError, QGraphError
-from qgraph.quant.strict_file import clip, read_json
+from qgraph.quant.strict_file import clip, open_regular, read_json
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "tokenizer_config.json")
+_READ = (".json", ".jinja", ".model", ".txt", ".vocab", ".tiktoken")
 Tokenizer = Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
 
 
@@ -30,10 +31,23 @@ def load_tokenizer(folder: Path, config: Mapping[str, object]) -> Tokenizer:
     # Without files transformers makes up an empty tokenizer from config.json.
     if not any(path for pattern in _FILES for path in folder.glob(pattern)):
         raise _unusable(folder, "there are no tokenizer files")
+    _check_files(folder)
     try:
-        return load_from(folder, eos_token_ids=_end_ids(folder, config))
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
-        raise _unusable(folder, clip(str(error).partition("\n")[0], 120)) from error
+        # Code that a folder brings along is never run, and nobody is asked whether it may.
+        options = {"trust_remote_code": False}
+        return load_from(folder, options, eos_token_ids=_end_ids(folder, config))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise _unusable(folder, clip(str(error).partition("\n")[0], 120)) from None
+
+
+def _check_files(folder: Path) -> None:
+    """What transformers opens must be a regular file: it would wait for a pipe for ever."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ and os.path.lexists(path) and not path.is_dir():
+            with open_regular(path):
+                pass
 
 
 def _unusable(folder: Path, cause: str) -> CheckpointError:
@@ -47,7 +61,7 @@ def _end_ids(folder: Path, config: Mapping[str, object]) -> list[int] | None:
     """Ids that end a text, as mlx-lm finds them: generation_config.json goes before config.json."""
     found = config.get("eos_token_id")
     path = folder / "generation_config.json"
-    if path.exists():
+    if os.path.lexists(path):
         found = read_json(path, constants=True).get("eos_token_id") or found
     ids: list[object] = list(found) if isinstance(found, list) else [found]  # pyright: ignore[reportUnknownArgumentType]
     if any(type(i) is not int for i in ids):
@@ -56,11 +70,19 @@ def _end_ids(folder: Path, config: Mapping[str, object]) -> list[int] | None:
 
 
 def encode(tokenizer: Tokenizer, prompt: str, *, chat: bool = False) -> list[int]:
-    """The token ids of a prompt; with `chat`, in the model's chat template if it has one."""
+    """The token ids of a prompt; with `chat`, in the model's chat template if it has one.
+
+    Errors: CheckpointError for a template that fails.
+    """
     if chat and tokenizer.has_chat_template:
-        return list(
-            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        )
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        except Exception as error:  # the template is a program of the checkpoint, and may raise anything
+            raise CheckpointError(
+                f"the chat template cannot be used: {clip(str(error).partition(chr(10))[0], 120)}",
+                fix="correct chat_template in tokenizer_config.json, or generate without it (--raw)",
+            ) from None
     # As mlx-lm: a prompt that starts with the begin token is not given another.
     begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
     return list(tokenizer.encode(prompt, add_special_tokens=not begins))
