@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -30,7 +31,7 @@ def inspected(target: str, length: int = 1) -> Inspection:
         return _function(Path(path), name)
     if target.endswith(".py"):
         raise QGraphError(f"{target}: which function?", fix=f"write {target}:FUNCTION")
-    if not Path(target).is_dir():
+    if not os.path.isdir(target):
         raise QGraphError(f"{target}: no such folder", fix="pass FILE.py:FUNCTION, or the folder of a model")
     from qgraph import lm
 

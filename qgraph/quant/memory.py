@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from qgraph.quant.strict_file import refuse
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_memory(path: str | os.PathLike[str], total: int) -> None:
@@ -44,7 +44,8 @@ def _machine() -> int:
         ram = 0
     if ram <= 0 or mx.default_device() == mx.Device(mx.cpu):
         return max(ram, 0)
-    return max(ram, int(mx.device_info().get("memory_size", 0)))
+    device = mx.device_info()  # Metal names it the one way, CUDA the other
+    return max(ram, *(int(device.get(name, 0)) for name in ("memory_size", "total_memory")))
 
 
 def _process_limits() -> Iterator[int]:
@@ -63,7 +64,7 @@ def _cgroup_limits() -> Iterator[int]:
     if not sys.platform.startswith("linux"):
         return
     try:
-        groups = Path("/proc/self/cgroup").read_text("utf-8", "replace")
+        groups = _GROUPS.read_text("utf-8", "replace")
     except OSError:
         return
     for controllers, name in re.findall(r"^\d+:(.*?):/?(.*)$", groups, re.MULTILINE):
