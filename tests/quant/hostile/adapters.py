@@ -98,5 +98,51 @@ ADAPTERS: dict[str, Case] = {
     ),
     "F20 no pairs": adapted(holding(lambda t: t.clear()), "has no tensors", A_FILE),
     "F21 PEFT": adapted(lora({"peft_type": "LORA"}), "a PEFT adapter", A_CONFIG),
+    "F08b a full fine-tune": adapted(lora({"fine_tune_type": "full"}), "full is not supported", A_CONFIG),
+    "F08c an unknown kind": adapted(lora({"fine_tune_type": "ia3"}), "ia3 is not supported", A_CONFIG),
+    "F08d the kind is a list": adapted(lora({"fine_tune_type": []}), "a list is not supported", A_CONFIG),
+    "F09b parameters are a list": adapted(
+        lora({"lora_parameters": [4]}), "lora_parameters is a list", A_CONFIG
+    ),
+    "F10b no rank": adapted(
+        lora({"lora_parameters": {"scale": 1.0}}), "rank is not a whole number", A_CONFIG
+    ),
+    "F10c rank 4.0": adapted(parameters(rank=4.0), "rank is not a whole number", A_CONFIG),
+    "F13b no scale": adapted(lora({"lora_parameters": {"rank": 4}}), "scale is missing", A_CONFIG),
+    "F13c alpha": adapted(
+        lora({"lora_parameters": {"rank": 4, "alpha": 16}}), "mlx-lm's scale is not alpha", A_CONFIG
+    ),
+    "F13d scale as text": adapted(parameters(scale="20"), "scale is missing or no finite number", A_CONFIG),
+    "F13e scale true": adapted(parameters(scale=True), "scale is missing or no finite number", A_CONFIG),
+    "F16b the other half": adapted(
+        holding(lambda t: t.pop(f"{UP}.lora_a")), "has no lora_a", A_FILE, f"{UP}.lora_b"
+    ),
+    "F17b the magnitude of DoRA": adapted(
+        holding(lambda t: t.update({f"{UP}.m": floats(8)})), "is not <module>.lora_a", A_FILE, f"{UP}.m"
+    ),
+    "F17c no module": adapted(
+        holding(lambda t: t.update(lora_a=floats(128, 4))), "is not <module>.lora_a", A_FILE, "lora_a"
+    ),
+    "F23 transposed": adapted(
+        holding(lambda t: t.update({f"{UP}.lora_a": floats(4, 128)})),
+        "or the tensor if it is transposed",
+        A_FILE,
+        f"{UP}.lora_a",
+    ),
+    "F24 the ranks differ": adapted(
+        holding(lambda t: t.update({f"{UP}.lora_b": floats(8, 8)})),
+        "has shape (8, 8), expected (4, out)",
+        A_FILE,
+        f"{UP}.lora_b",
+    ),
+    "F25 a vector": adapted(
+        holding(lambda t: t.update({f"{UP}.lora_a": floats(128)})), "expected rank 2", A_FILE, f"{UP}.lora_a"
+    ),
+    "F26 a git-lfs pointer": adapted(
+        adapter(text(A_FILE, "version https://git-lfs")), "is a git-lfs pointer", A_FILE
+    ),
+    "F27 the tensors of PEFT": adapted(
+        adapter(lambda f: (f / A_FILE).rename(f / "adapter_model.safetensors")), "an adapter of PEFT", "model"
+    ),
     "F22 nothing there": adapted(lambda f: f / "absent", "no such folder", "absent"),
 }
