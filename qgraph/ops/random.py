@@ -48,7 +48,7 @@ class Draw(Op):
 
     def reference(self, key: Any, *parameters: Any) -> Any:
         """The same MLX call: which bits a key stands for is MLX's definition, so NumPy cannot be asked."""
-        arrays = [mx.array(np.asarray(key, np.uint32)), *(_narrow(p) for p in parameters)]
+        arrays = [_narrow(np.asarray(key, np.uint32)), *(_narrow(p) for p in parameters)]
         names = [f"x{i}" for i in range(len(arrays))]
         out = eval(self.call(*names), {"mx": mx, **dict(zip(names, arrays, strict=True))})
         return (
@@ -59,7 +59,7 @@ class Draw(Op):
 
 
 def _narrow(x: Any) -> mx.array:
-    x = np.asarray(x)
+    x = np.array(x, order="C")  # MLX takes no view that runs backwards
     return mx.array(x.astype(np.float32) if x.dtype.kind == "f" else x)
 
 

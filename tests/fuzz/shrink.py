@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +50,11 @@ def _smaller(graph: Graph) -> Iterator[Graph]:
     """Graphs with less in them, those with much less first."""
     for outputs in _fewer(graph.outputs):
         yield _without_unused(graph.with_outputs(outputs))
-    values = Evaluation(domains.numbers(graph, 0))
-    values.outputs(graph)
+    known = _values(graph)
     taken = {v.op.label.split(".")[0] for v in graph.inputs}
     inner = [n for n in reversed(graph.nodes) if not isinstance(n.op, Input)]
     for node in inner:
-        made = _replaced(graph, node, lambda v, builder: _as_input(v, builder, values.values[v], taken))
+        made = _replaced(graph, node, lambda v, builder: _as_input(v, builder, known.get(v, 0), taken))
         if made is not None:
             yield made
     for node in inner:
@@ -62,6 +63,14 @@ def _smaller(graph: Graph) -> Iterator[Graph]:
                 made = _bypassed(graph, node, operand)
                 if made is not None:
                     yield made
+
+
+def _values(graph: Graph) -> dict[Value, Any]:
+    """What the reference gives, as far as it comes: where it raises, the rest is unknown."""
+    evaluation = Evaluation(domains.numbers(graph, 0))
+    with suppress(Exception):
+        evaluation.outputs(graph)
+    return evaluation.values
 
 
 def _fewer(outputs: tuple[Value, ...]) -> Iterator[list[Value]]:
