@@ -39,14 +39,20 @@ class HiddenDraws:
         Another thread may have moved it, and an array may come from an explicit key: a second trace tells.
         """
         mlx, *others = _states()
-        return mlx is not self._before[0] or others != self._before[1:] or any(map(_is_drawn, made))
+        if mlx is not self._before[0] or others != self._before[1:]:
+            return True
+        return not _in_main_thread() and any(map(_is_drawn, made))
 
 
 def _states() -> list[Any]:
     name, keys, *position = np.random.get_state()
     # To look at MLX's state in another thread than the main one makes the process abort when it ends.
-    key = cast(Any, mx.random.state)[0] if threading.current_thread() is threading.main_thread() else None
+    key = cast(Any, mx.random.state)[0] if _in_main_thread() else None
     return [key, random.getstate(), (name, np.asarray(keys).tobytes(), position)]
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _is_drawn(x: Any) -> bool:
