@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
+from qgraph.execute.eager import stored
 from qgraph.execute.program import Program
 from qgraph.ir import TensorType
 from qgraph.rewrite import Result
@@ -37,6 +41,22 @@ class Entry:
     captures: tuple[Any, ...]  # arrays, or their places among those that the surroundings give
     spec: list[Any]  # of the returned tree
     types: tuple[TensorType, ...]  # of its leaves
+    made_of: tuple[mx.array, ...] = ()  # the arrays outside as they were, where constants are made of them
+
+
+def _unwritten(then: tuple[mx.array, ...], outer: list[Any]) -> bool:
+    """Whether arrays are still the ones that were copied, without a look at their numbers.
+
+    A copy and its original are one array for MLX until either is written into, and it draws them as one.
+    """
+    now = [x for x in outer if isinstance(x, mx.array)]
+    return _drawn(*then) == _drawn(*then, *now)
+
+
+def _drawn(*arrays: mx.array) -> str:
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return text.getvalue()
 
 
 class Cache:
@@ -52,6 +72,9 @@ class Cache:
         """The program of a signature; `outer` are the arrays that the function reads from outside."""
         exact = self.exact(key, outer)
         entry = self._entries.get(exact)
+        if entry is not None and entry.made_of and not _unwritten(entry.made_of, outer):
+            del self._entries[exact]  # W[:] = 7 changes W, and not the constant that was made of it
+            entry = None
         if entry is not None:
             self._hits += 1
             self._entries.move_to_end(exact)
@@ -63,6 +86,9 @@ class Cache:
         entry = replace(entry, captures=tuple(places.get(id(x), x) for x in entry.captures))
         if not all(type(c) is int for c in entry.captures):
             self._by_identity.add(key)
+            constants = stored(c for c in entry.captures if type(c) is not int)
+            if any("->" in _drawn(c) for c in constants):  # computed of something, and not a literal
+                entry = replace(entry, made_of=tuple(x.__copy__() for x in outer if isinstance(x, mx.array)))
         exact = self.exact(key, outer)
         self._entries[exact] = entry
         self._misses += 1

@@ -174,6 +174,22 @@ def test_j03_a_captured_array_that_is_updated_in_place() -> None:
     assert first(f(X)) == 80
 
 
+def test_j03_an_array_that_mlx_made_a_constant_of_is_updated_in_place() -> None:
+    """``W.T`` is MLX's here: the trace sees a constant, and W is written into later."""
+    w, v = mx.eye(4), mx.ones((4, 4))
+    f = qg.jit(lambda x: x @ w.T + x @ (v * 2))
+    for value in (1.0, 7.0, 7.0, 3.0):
+        w[:] = value
+        for _ in range(2):
+            assert first(f(X)) == 10 * value + 20
+    v[0] = 5.0
+    assert first(f(X)) == 10 * 3 + 28
+    assert f.cache_info().misses == 5  # every write is another constant
+    mx.eval(w, v)
+    assert first(f(X)) == 10 * 3 + 28
+    assert f.cache_info().misses == 5
+
+
 # 4. Closures.
 
 
