@@ -139,8 +139,9 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     if size < 8:
         raise refuse(path, f"has {size} bytes, a header needs at least 8", fix=_AGAIN)
     if length < 2 or length > MAX_HEADER_BYTES:
-        limits = f"of {length} bytes, allowed: 2 to {MAX_HEADER_BYTES}"
-        raise refuse(path, f"claims a header {limits}", fix="check that it is a safetensors file")
+        # Not the number itself: in a foreign file it is eight bytes of its content.
+        claim = f"{length} bytes" if length < 2 else f"more than {MAX_HEADER_BYTES} bytes"
+        raise refuse(path, f"claims a header of {claim}", fix="check that it is a safetensors file")
     raise refuse(path, f"has {size} bytes, the header alone needs {8 + length}", fix=_AGAIN)
 
 

@@ -140,7 +140,7 @@ def _check_kind(path: Path, mode: int) -> None:
 def read_at_most(file: BinaryIO, count: int, path: Path) -> bytes:
     """`count` bytes, fewer at the end of the file. Errors: CheckpointError."""
     try:
-        return file.read(count)
+        return file.read(count) or b""  # None where a read would wait, as of some files under /proc
     except OSError as error:
         raise _unreadable(path, error) from None
     except MemoryError:

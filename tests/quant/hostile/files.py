@@ -79,13 +79,14 @@ FRAME: dict[str, Case] = {
     "A02 3 bytes": file(b"\1\0\0", "has 3 bytes"),
     "A03 header length 0": file(bytes(8), "claims a header of 0 bytes"),
     "A04 header length 2^63": file(
-        struct.pack("<Q", 2**63) + b"{}", "claims a header of 9223372036854775808"
+        struct.pack("<Q", 2**63) + b"{}", "claims a header of more than 100000000 bytes"
     ),
-    "A05 header length 2^64 - 1": file(b"\xff" * 8 + b"{}", "claims a header of 18446744073709551615"),
+    "A05 header length 2^64 - 1": file(b"\xff" * 8 + b"{}", "claims a header of more than 100000000 bytes"),
     "A06 header length past the end": file(WHOLE[:60], "the header alone needs"),
     "A07 header of 99 MB that is not there": file(struct.pack("<Q", 99_000_000) + b"{}", "needs 99000008"),
     "A08 header one byte over the limit": refused(
-        content(lambda: struct.pack("<Q", 100_000_001) + bytes(100_000_001)), "allowed: 2 to 100000000"
+        content(lambda: struct.pack("<Q", 100_000_001) + bytes(100_000_001)),
+        "claims a header of more than 100000000 bytes",
     ),
     "A09 header of 100 MB of spaces": refused(header(lambda: " " * 100_000_000), "is not JSON", growth=420),
     "A10 cut in the header": file(struct.pack("<Q", 100) + b'{"a": {', "has 15 bytes"),

@@ -54,6 +54,9 @@ def run(case: Case, folder: Path) -> dict:
     assert done.returncode == 0, f"the process ended with {done.returncode}: {done.stderr}"
     assert not done.stderr
     assert SECRET not in done.stdout
+    for foreign in (folder / "outside.txt", Path("/etc/passwd")):  # nor as a number
+        if foreign.exists():
+            assert str(int.from_bytes(foreign.read_bytes()[:8], "little")) not in done.stdout
     assert not list(folder.rglob("ran")), "code of the checkpoint was run"
     found = json.loads(done.stdout)
     assert found["open"] == 0, "files were left open"
