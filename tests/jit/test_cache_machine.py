@@ -56,6 +56,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.model: OrderedDict[Any, None] = OrderedDict()
         self.hits = self.misses = self.traces = 0
         self.maxsize = maxsize
+        self.called: list[Any] = []
         traced: list[int] = []
         state = {"shift": 0.5, "row": normal(64, seed=1)}
         local = 1.5
@@ -101,6 +102,7 @@ class CacheMachine(RuleBasedStateMachine):
     def call(
         self, rows: int, dtype: str, packed: str, flag: bool, structure: str, static: int, seed: int
     ) -> None:
+        self.called = [*self.called[-4:], (rows, dtype, packed, flag, structure, static, seed)]
         x = (normal(rows, 64, seed=seed) * 4).astype(DTYPES[dtype])
         w, value = PACKED[packed](), STATICS[static]
         found = self.f(STRUCTURES[structure](x, w), value, flag=flag)
@@ -113,6 +115,17 @@ class CacheMachine(RuleBasedStateMachine):
             assert found["kind"] == type(STRUCTURES[structure](x, w)).__name__
         else:
             assert found[1].dtype == x.dtype
+
+    @rule(back=st.integers(0, 4))
+    def call_again(self, back: int) -> None:
+        if self.called:
+            self.call(*self.called[-1 - back % len(self.called)])
+
+    @rule(rows=st.lists(st.integers(1, 5), min_size=4, max_size=12))
+    def call_a_few_in_turn(self, rows: list[int]) -> None:
+        """Enough repetitions to tell which entry is dropped."""
+        for n in rows:
+            self.call(n, "f32", "affine4", False, "tuple", 0, n % 4)
 
     @rule(value=st.sampled_from([0.5, -1.0, 2.0]))
     def change_a_number_in_a_container(self, value: float) -> None:
