@@ -205,7 +205,7 @@ def test_j29_a_real_ctrl_c_in_a_loop_of_calls() -> None:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the n-th line or call of qgraph's own code (or of contextlib)."""
+    """Raises KeyboardInterrupt at the n-th call of qgraph's own code (or of contextlib)."""
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -215,7 +215,7 @@ class Interrupt:
         file = frame.f_code.co_filename
         if not any(part in file for part in ("/qgraph/", "/qgraph_passes/", "contextlib")):
             return None
-        if event in ("line", "call") and not self.fired:
+        if event == "call" and not self.fired:  # Python looks for signals at calls, not between lines
             self.left -= 1
             if self.left < 0:
                 self.fired = True
@@ -227,7 +227,7 @@ class Interrupt:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.gettrace() is not None, reason="another tool traces")
 def test_j29_an_interrupt_at_points_all_over_a_compile() -> None:
-    """Every 7th line of the compile, and every one of its beginning and end."""
+    """Every one of the first 300 calls of the compile, and then some."""
     w = qg.quantize(mx.ones((32, 64)))
     x = mx.ones((2, 64))
     expected = qg.jit(lambda x, w: qg.silu(x @ w.T) + 1.0)(x, w).tolist()
@@ -253,7 +253,7 @@ def test_j29_an_interrupt_at_points_all_over_a_compile() -> None:
         assert f._making.acquire(blocking=False)
         f._making.release()
         n += 1 if n < 300 else 29
-    assert last > 2000
+    assert last > 300
     assert fired > 300
 
 
