@@ -117,7 +117,8 @@ def frontend(function: Callable[P, R], op: str | None = None) -> Callable[P, R]:
             return _current.recorder.record(name, function, args, kwargs)
         made = function(*args, **kwargs)
         if type(made) is mx.array and any(made is x for x in args):
-            return cast(R, made.__copy__())  # eagerly, what moved nothing: ``y[0] = 9`` must not reach the argument
+            # Eagerly, what moved nothing: `y[0] = 9` must not reach the argument.
+            return cast(R, made.__copy__())
         return made
 
     return call
