@@ -46,7 +46,7 @@ class Legalize(qg.Pass):
 
         after = graph.rewritten(rebuild)
         if self.strict:
-            missed = make_report(graph, after, context).missed
+            missed = make_report(context.traced or graph, after, context).missed
             if missed:
                 raise StrictError(
                     "\n".join(map(str, missed)), fix="see the reasons; or compile without strict=True"

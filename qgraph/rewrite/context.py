@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from qgraph._errors import RuleError
-from qgraph.ir.graph import Node
+from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.match import Miss
 
 
@@ -42,11 +42,13 @@ class Context:
     """One run of a pipeline.
 
     `fuel` bounds the number of rewrites (``QGRAPH_FUEL=n`` stops after the n-th, for bisecting); every
-    rewrite has an ordinal below it. `notes` are sentences by node: why something was not rewritten.
+    rewrite has an ordinal below it. `traced` is the graph before all passes. `notes` are sentences by
+    node: why something was not rewritten.
     """
 
     device: str = field(default_factory=device_kind)
     fuel: int | None = field(default_factory=_fuel)
+    traced: Graph | None = None
     ordinal: int = 0
     statistics: dict[str, Statistics] = field(default_factory=dict[str, Statistics])
     misses: dict[tuple[str, Node], Miss] = field(default_factory=dict[tuple[str, Node], Miss])

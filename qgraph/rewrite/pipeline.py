@@ -115,6 +115,7 @@ class Pipeline:
         the float64 reference on small graphs' inputs; 3 the same on every graph.
         """
         context = context or Context()
+        context.traced = graph
         level = verify_level()
         history: list[Stage] = []
         current = graph

@@ -18,7 +18,7 @@ UNPACKING = "dequantize"
 
 @dataclass(frozen=True)
 class Site:
-    """One dot, take or gather_mm with a quantized operand."""
+    """One dot, take or gather_mm with a quantized operand, or another op that needs its numbers."""
 
     text: str  # the node as traced
     op: str
@@ -84,6 +84,8 @@ def make_report(before: Graph, after: Graph, context: Context) -> Report:
     for node in before.nodes:
         packed = any(v.type.packing for v in node.inputs)
         if node.op.name not in (*READERS, *KERNELS):
+            if unpacks(node) and not lost.only_for_readers(node):
+                sites.append(_site(node, names, UNPACKING, (lost.why[node.outputs[0]],)))
             continue
         why_lost = lost.reason(node)
         if not packed and not why_lost:
@@ -128,10 +130,17 @@ def _reasons(node: Node, graph: Graph, context: Context) -> tuple[str, ...]:
     return tuple(out) or ("no rule matches this use",)
 
 
+def unpacks(node: Node) -> bool:
+    """Whether an op needs the numbers of a packed operand; `dequantize` is the user's own wish."""
+    packed = any(v.type.packing for v in node.inputs)
+    return packed and not any(v.type.packing for v in node.outputs) and node.op.name != UNPACKING
+
+
 class _LostPacking:
     """Operands that were quantized until an op unpacked them, e.g. a reshape that cuts groups."""
 
     def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.why: dict[Value, str] = {}
         for node in graph.nodes:
             if isinstance(node.op, Input) or node.op.name in (*READERS, *KERNELS):
@@ -140,9 +149,25 @@ class _LostPacking:
             if reason:
                 self.why.update(dict.fromkeys(node.outputs, reason))
 
+    def only_for_readers(self, node: Node) -> bool:
+        """Whether all that is made of the node's result is a dot or its like, which tells the reason."""
+        waiting = list(node.outputs)
+        while waiting:
+            value = waiting.pop()
+            users = self.graph.users(value)
+            if self.graph.is_output(value) or not users:
+                return False
+            for user in users:
+                if user.op.name in (*READERS, *KERNELS):
+                    continue
+                if not (user.op.view or user.op.name == "cast"):
+                    return False
+                waiting += user.outputs
+        return True
+
     def _lost_at(self, node: Node) -> str:
         types = tuple(v.type for v in node.inputs)
-        if any(t.packing for t in types) and not any(v.type.packing for v in node.outputs):
+        if unpacks(node):
             source = node.origin.source
             cause = node.op.carry(*types) if types[0].packing else f"{node.op.name} reads numbers"
             return f"{cause} ({source})" if source.known else str(cause)

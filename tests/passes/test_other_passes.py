@@ -98,6 +98,34 @@ def test_an_output_that_the_user_dequantized_is_dense():
     assert isinstance(f(w), mx.array)
 
 
+UNPACKING = {
+    "add": lambda w: w + 1.0,
+    "reshape": lambda w: w.reshape(-1),
+    "slice": lambda w: w[:, 1:3],
+    "concatenate": lambda w: qg.concatenate([w, qg.zeros(w.shape)]),
+    "sum": lambda w: qg.exp(qg.sum(w)),
+}
+
+
+@pytest.mark.parametrize("name", UNPACKING)
+def test_every_op_that_unpacks_is_reported_with_its_line_and_refused_by_strict(name):
+    w = qg.quantize(normal(4, 64))
+    [site] = qg.jit(UNPACKING[name]).report(w)
+    assert (site.op, site.became) == (name, "dequantize")
+    assert "test_other_passes.py:" in site.line
+    assert site.reasons
+    with pytest.raises(qg.StrictError, match=f"{name} at"):
+        qg.jit(strict=True)(UNPACKING[name])(w)
+
+
+def test_what_the_user_dequantizes_is_no_miss_and_one_miss_is_told_once():
+    w, x = qg.quantize(normal(32, 64)), normal(3, 32)
+    f = qg.jit(strict=True)(lambda w: qg.dequantize(w) * 2.0)
+    assert list(f.report(w)) == []
+    [site] = qg.jit(lambda x, w: x @ w[:, 16:48].T).report(x, w)
+    assert site.op == "dot"
+
+
 DOT = """graph(%x: bf16[2,96], %w: bf16[8,96]:affine4g32) {
     %y = quantized_matmul{transpose=True}(%x, %w) : bf16[2,8]
     return %y

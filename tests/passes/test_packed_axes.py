@@ -54,6 +54,15 @@ def test_the_passes_keep_what_a_view_of_a_transposed_weight_means(name, order, d
     assert compare(before, after) is None
 
 
+@pytest.mark.parametrize("order", ORDERS[1:])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_concatenation_comes_before_the_transposes_of_its_parts(order, axis):
+    f = qg.jit(lambda w: qg.concatenate([qg.transpose(w, order)] * 2, axis=axis))
+    graph = f.result(cube()).after("fold-transpose")
+    assert graph.outputs[0].op.name == "transpose"
+    assert ops(graph) == {"concatenate": 1, "transpose": 1}
+
+
 def test_sizes_of_one_come_and_go_beneath_a_transpose():
     w = qg.quantize(normal(2, 1, 3, 64), group_size=32)
     for order in permutations(range(4)):
