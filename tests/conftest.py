@@ -7,10 +7,6 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.faults.plant import plant
-
-plant()  # before anything imports qgraph; nothing without QGRAPH_FAULT
-
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=QUIET)
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=QUIET)

@@ -7,13 +7,13 @@ Exit code 1 if one gets through.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.faults.fault import Fault
+from tests.faults.plant import switch
 from tests.faults.table import FAULTS
 
 EVERYTHING = ("tests",)
@@ -25,9 +25,9 @@ def caught_by(fault: Fault) -> str:
     for tests in (fault.tests, EVERYTHING):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         ignored = ["--ignore=tests/faults", "--ignore=tests/test_packaging.py"]
-        settings = {"QGRAPH_FAULT": fault.name, "HYPOTHESIS_PROFILE": "faults"}
+        environment = switch(fault) | {"HYPOTHESIS_PROFILE": "faults"}
         run = subprocess.run(
-            [*command, *ignored], env=os.environ | settings, capture_output=True, text=True, timeout=LIMIT
+            [*command, *ignored], env=environment, capture_output=True, text=True, timeout=LIMIT
         )
         failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
         if failed:

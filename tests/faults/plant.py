@@ -1,4 +1,7 @@
-"""The test-only switch: with QGRAPH_FAULT=name in the environment, one module is imported wrong."""
+"""The test-only switch: with QGRAPH_FAULT=name in the environment, one module is imported wrong.
+
+`switch` gives the environment; with it `site/sitecustomize.py` plants the fault in every process of a run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType
 
 from tests.faults.fault import Fault
@@ -40,11 +44,15 @@ class Planter(MetaPathFinder):
         return spec
 
 
+def switch(fault: Fault) -> dict[str, str]:
+    """The environment of a process in which, and in whose children, `fault` is planted."""
+    root = Path(__file__).parents[2]
+    paths = [str(Path(__file__).with_name("site")), str(root), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"QGRAPH_FAULT": fault.name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def plant() -> None:
-    """Plant the fault that QGRAPH_FAULT names, if it is set. To be called before qgraph is imported."""
-    name = os.environ.get("QGRAPH_FAULT")
-    if not name:
-        return
-    fault = FAULTS[name]
+    """Plant the fault that QGRAPH_FAULT names. To be called before qgraph is imported."""
+    fault = FAULTS[os.environ["QGRAPH_FAULT"]]
     assert fault.module not in sys.modules, f"{fault.module} is imported already"
     sys.meta_path.insert(0, Planter(fault))

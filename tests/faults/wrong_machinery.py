@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.faults.fault import Fault
 
 PASSES, OPS, JIT = ("tests/passes",), ("tests/ops",), ("tests/jit", "tests/trace")
-QUANT, REWRITE, IR = ("tests/quant",), ("tests/rewrite",), ("tests/ir",)
+HOSTILE = "tests/quant/hostile/test_hostile.py::test_a_hostile_checkpoint_is_refused_with_one_error"
+REWRITE, IR = ("tests/rewrite",), ("tests/ir",)
 
 
 _LOWERING = [
@@ -179,28 +180,28 @@ _FILES = [
         "qgraph.quant.triplet",
         "if scales[:-1] != weight[:-1] or len(scales) != len(weight):",
         "if len(scales) != len(weight):",
-        QUANT,
+        (f"{HOSTILE}[C04 one row of scales]",),
     ),
     Fault(
         "nan-scales-accepted",
         "qgraph.quant.checkpoint",
         "        if not allow_nonfinite:",
         "        if not layout:",
-        QUANT,
+        (f"{HOSTILE}[C14 NaN in the scales]",),
     ),
     Fault(
         "duplicate-keys-accepted",
         "qgraph.quant.strict_file",
         "if len(found) != len(items):",
         "if not items and found:",
-        QUANT,
+        (f"{HOSTILE}[A32 one name twice, same span]",),
     ),
     Fault(
         "holes-accepted",
         "qgraph.quant.safetensors_file",
         "        if entry.start != at:",
         "        if entry.start < at:",
-        QUANT,
+        (f"{HOSTILE}[B39 a hole]",),
     ),
 ]
 
@@ -246,7 +247,7 @@ _TRAPS = [
         "qgraph.quant.lock",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        QUANT,
+        ("tests/quant/crash/test_crash.py::test_a_second_writer_is_refused_and_a_killed_one_holds_nothing",),
     ),
 ]
 
