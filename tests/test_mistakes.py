@@ -77,6 +77,9 @@ IN_A_TRACE = {
     "tolist": Mistake(r"\.tolist\(\) of a traced value", lambda x: x.tolist()),
     "a NumPy function": Mistake("numpy.exp of a traced value", lambda x: np.exp(x), fix="qg.exp"),
     "a NumPy reduction": Mistake("numpy.sum of a traced value", lambda x: np.sum(x), fix="qg.sum"),
+    "a NumPy function that qg lacks": Mistake(
+        "numpy.kron of a traced value", lambda x: np.kron(x, x), fix="there is no qg.kron"
+    ),
     "numpy.array": Mistake("NumPy function on a traced value", lambda x: np.array(x)),
     "an mx function": Mistake(r"mx\.exp was called on a traced value", lambda x: mx.exp(x), fix="qg.exp"),
     "an mx function of lists": Mistake(

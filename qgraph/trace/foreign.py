@@ -33,10 +33,10 @@ def foreign_call(error: Exception) -> TraceError | None:
         return TraceError(message, where=_sentence(source), fix=_ON_THE_LEFT)
     called = _full_name(name, source)
     message = f"{f'mx.{called}' if called else 'a function of mlx.core'} was called on a traced value"
-    return TraceError(message, where=_sentence(source), fix=_instead(called.removeprefix("fast.")))
+    return TraceError(message, where=_sentence(source), fix=instead(called.removeprefix("fast.")))
 
 
-def _instead(called: str) -> str:
+def instead(called: str) -> str:
     """What to write in place of the function of MLX."""
     if not called:
         return "use the qg function of its name"

@@ -18,6 +18,7 @@ from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import active, run_under, type_of
 from qgraph.ops.methods import ArrayMethods
 from qgraph.quant import QuantizedTensor
+from qgraph.trace.foreign import instead
 
 R = TypeVar("R")
 
@@ -81,12 +82,12 @@ class Tracer(ArrayMethods):
         made = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
         if made is NotImplemented:
             name = ufunc.__name__
-            raise self._refusal(f"numpy.{name} of a traced value", f"use qg.{name}")
+            raise self._refusal(f"numpy.{name} of a traced value", instead(name))
         return made
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Never:
         name = function.__name__
-        raise self._refusal(f"numpy.{name} of a traced value", f"use qg.{name}")
+        raise self._refusal(f"numpy.{name} of a traced value", instead(name))
 
     def __array__(self, *args: object, **kwargs: object) -> Never:
         raise self._refusal("a NumPy function on a traced value", "use the qg function of the same name")
