@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -15,3 +17,29 @@ def weight(seed: int = 0, shape: tuple[int, ...] = (32, 64), **options: Any) -> 
 
 def normal(*shape: int, seed: int = 7) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def first(x: mx.array) -> float:
+    """The first element."""
+    return x.reshape(-1)[0].item()
+
+
+def together(bodies: list[Callable[[], Any]], patience: float = 60.0) -> list[Any]:
+    """Results (or errors) of functions that start at once, each in a thread; a hang is a failure."""
+    barrier = threading.Barrier(len(bodies))
+    found: list[Any] = [None] * len(bodies)
+
+    def work(i: int) -> None:
+        try:
+            barrier.wait()
+            found[i] = bodies[i]()
+        except BaseException as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(bodies))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(patience)
+    assert not any(t.is_alive() for t in threads), "a thread hangs"
+    return found
