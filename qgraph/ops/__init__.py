@@ -1,6 +1,7 @@
 """The functions of arrays: the `qg` namespace, by family. Each stands beside the op that it makes."""
 
 from qgraph.ops import random as random
+from qgraph.ops import storage as storage
 from qgraph.ops.arrange import (
     atleast_1d,
     atleast_2d,

@@ -82,3 +82,40 @@ def e8m0(x: Numbers) -> Numbers:
     with np.errstate(divide="ignore"):
         exponent = np.ceil(np.log2(np.asarray(x, np.float32)))
     return np.ldexp(1.0, np.clip(exponent, -127, 127).astype(np.int64))
+
+
+def decode(q: Quantization, packed: Any, scales: Any, biases: Any = None, global_scale: Any = None) -> Numbers:
+    """The numbers (float64) that packed words store: (..., words) to (..., words * 32 / bits).
+
+    A global scale stands in the place of the biases where a scheme has none.
+
+    >>> decode(Quantization(bits=2, group_size=32), np.array([[0b11100100, 0]]), np.array([[2.0]]), np.array([[1.0]]))[0, :5]
+    array([1., 3., 5., 7., 1.])
+    """
+    if not q.has_biases:
+        biases, global_scale = None, biases
+    codes = _codes(np.asarray(packed, np.uint32), q.bits)
+    groups = codes.reshape(*codes.shape[:-1], -1, q.group_size)
+    scale: Any = _np.asarray(scales)[..., None]
+    if biases is not None:
+        return (groups * scale + _np.asarray(biases)[..., None]).reshape(codes.shape)
+    numbers = _from_e4m3(groups) if q.mode == "mxfp8" else np.where(groups & 8, -1.0, 1.0) * E2M1[groups & 7]
+    scale = _from_e4m3(scale) if q.mode == "nvfp4" else np.ldexp(1.0, scale.astype(np.int64) - 127)
+    if global_scale is not None:
+        scale = scale * (_np.asarray(global_scale, np.float64) / GLOBAL_SCALE_DIVISOR)
+    return (numbers * scale).reshape(codes.shape)
+
+
+def _codes(words: Any, bits: int) -> Any:
+    """The numbers of `bits` bits in a stream of words, low bits first; they may straddle words."""
+    stream = (words[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
+    stream = stream.reshape(*words.shape[:-1], -1, bits).astype(np.int64)
+    return (stream << np.arange(bits)).sum(-1)
+
+
+def _from_e4m3(codes: Any) -> Any:
+    """8-bit floats by their bits."""
+    codes = codes.astype(np.int64)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
+    return np.where(codes & 128, -1.0, 1.0) * np.where(exponent == 0, mantissa / 512, normal)

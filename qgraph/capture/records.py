@@ -1,0 +1,100 @@
+"""What MLX's tracer reports of a function: its primitives, its constants, and the names between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph.ir.dtypes import dtype_of
+from qgraph.ir.types import TensorType
+
+Flat = Callable[..., Sequence[mx.array]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One primitive: arrays by name, and its arguments as MLX encodes them."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    types: tuple[TensorType, ...]  # of the outputs
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A function of arrays as MLX's tracer saw it. Equal computations are one, dead ones are gone."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: dict[str, mx.array]
+    records: tuple[Record, ...]  # operands first
+
+
+# The tracer is told things that are global to the process: one capture at a time.
+CAPTURING = threading.RLock()
+
+
+def record(function: Flat, arrays: Sequence[mx.array]) -> Recording:
+    """Trace `function`, which takes `arrays` one by one and returns a list of arrays. Nothing is evaluated.
+
+    Source: mlx.core.export_function, whose callback reports a graph instead of writing a file.
+    """
+    found: dict[str, Any] = {}
+    records: list[Record] = []
+
+    def note(message: dict[str, Any]) -> None:
+        if message["type"] == "primitive":
+            records.append(_record(message))
+        else:
+            found[message["type"]] = message
+
+    with _plain_tracing():
+        mx.export_function(note, lambda *given: list(function(*given)), tuple(arrays))
+    return Recording(
+        tuple(name for name, _, _ in found["inputs"]["inputs"]),
+        tuple(name for name, _, _ in found["outputs"]["outputs"]),
+        dict(found["constants"]["constants"]),
+        tuple(records),
+    )
+
+
+def _record(message: dict[str, Any]) -> Record:
+    outputs = message["outputs"]
+    return Record(
+        message["name"],
+        tuple(name for name, _, _ in message["inputs"]),
+        tuple(name for name, _, _ in outputs),
+        tuple(TensorType(tuple(shape), dtype_of(dtype)) for _, shape, dtype in outputs),
+        tuple(message["arguments"]),
+    )
+
+
+@contextmanager
+def _plain_tracing() -> Generator[None]:
+    """Without mx.compile: a compiled function of constants would be one opaque primitive."""
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+
+
+def address(x: mx.array) -> int:
+    """Where the numbers of an evaluated array lie: MLX reports constants as new Python objects.
+
+    >>> x = mx.array([1, 2, 3])
+    >>> address(x) == address(x[:])
+    True
+    """
+    import numpy as np
+
+    bits = x if x.dtype != mx.bfloat16 else x.view(mx.uint16)
+    view: Any = np.array(bits, copy=False)
+    return view.__array_interface__["data"][0]
