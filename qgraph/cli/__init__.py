@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 
@@ -10,6 +11,7 @@ import click
 # What --help says of each command, so that it need not import them.
 COMMANDS = {
     "generate": "Continue a text with a model.",
+    "bench": "Compare the speed, the memory and the text of a model with plain mlx-lm's.",
     "demo": "Show what qgraph does, on the small model that comes with it.",
     "dump": "Print the graph of a function or a model, or a summary of what the passes did.",
     "why": "Tell what quantized values became, and why a rule did not fire.",
@@ -38,3 +40,5 @@ class _Lazy(click.Group):
 @click.version_option(version("qgraph"), prog_name="qgraph")
 def main() -> None:
     """A graph compiler for MLX in which quantization is a rewrite."""
+    for library in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # a model is a folder: nothing is fetched
+        os.environ.setdefault(library, "1")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgraph.cli.errors import friendly_errors
 from qgraph.cli.loading import loading
+
+if TYPE_CHECKING:
+    from qgraph.lm import Piece
 
 
 @click.command()
@@ -21,6 +27,7 @@ from qgraph.cli.loading import loading
 @click.option("--temp", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0), help="Draw the same tokens again.")
 @click.option("--raw", is_flag=True, help="Leave out the model's chat template.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, instead of the text.")
 @friendly_errors()
 def generate(
     folder: Path,
@@ -30,10 +37,11 @@ def generate(
     temp: float,
     seed: int | None,
     raw: bool,
+    as_json: bool,
 ) -> None:
     """Continue a text with a quantized or dense model; the text streams to stdout.
 
-    The speed and the peak memory follow on stderr.
+    Tokens per second of the prompt and of the text, and the peak memory, follow on stderr.
     """
     from qgraph import lm
 
@@ -41,9 +49,26 @@ def generate(
     with loading(f"loading {folder.name}") as progress:
         model = lm.load(folder, adapter, progress=progress)
     pieces = model.generate(text, max_tokens=max_tokens, temp=temp, seed=seed, chat=not raw)
-    piece = None
+    found: list[Piece] = []
     for piece in pieces:
-        click.echo(piece.text, nl=False)
+        found.append(piece)
+        if not as_json:
+            click.echo(piece.text, nl=False)
+    if as_json:
+        click.echo(json.dumps(_plain(found), indent=2))
+        return
     click.echo()
-    if piece is not None:
-        click.echo(piece.stats, err=True)
+    click.echo(found[-1].stats, err=True)
+
+
+def _plain(pieces: list[Piece]) -> dict[str, Any]:
+    """The text and the figures of `Stats` as JSON has them."""
+    last = pieces[-1]
+    rates = {"prompt_rate": last.stats.prompt_rate, "generation_rate": last.stats.generation_rate}
+    return {
+        "text": "".join(p.text for p in pieces),
+        "tokens": [p.token for p in pieces],
+        "finish": last.finish,
+        **asdict(last.stats),
+        **rates,
+    }
