@@ -6,10 +6,16 @@ the model did to it comes out as arrays, which are stored back into the very obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import mlx.core as mx
+
+from qgraph._errors import QGraphError
+
+After = tuple[list[mx.array], Any]
+Reader = Callable[[], After]
 
 
 class Held(Protocol):
@@ -25,37 +31,70 @@ class Held(Protocol):
         """The arrays that go in. One array object given twice (in this or another one) is one input."""
         ...
 
-    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Callable[[], list[mx.array]]]:
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
         """What the model is given while it is captured, holding `arrays`; and the reader of what it holds after.
 
-        Called with traced arrays during a capture; with real ones it must work as well.
+        Called with traced arrays during a capture; with real ones it must work as well. The reader returns
+        the arrays, which the program then returns, and what else `commit` has to know: things that are the
+        same in every call of the program (a tree of plain values), and are kept with it.
         """
         ...
 
-    def commit(self, arrays: list[mx.array]) -> None:
-        """Store what the program returned (what the reader gave, as real arrays) in the user's object."""
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        """Store what the program returned in the user's object; `after` is what the reader gave at capture."""
         ...
 
 
 class Step:
-    """What the objects of one call share: how many positions the call adds, and its counters as arrays."""
+    """What the objects of one call share: how many positions the call adds, and its counters as arrays.
 
-    def __init__(self, length: int) -> None:
+    `dynamic` false asks for the literal way: every counter is a constant of the graph, so that any model
+    is captured as it is, once for every value.
+    """
+
+    __slots__ = ("_numbers", "dynamic", "length", "memory")
+
+    def __init__(self, length: int, *, dynamic: bool = True) -> None:
         self.length = length
-        self._numbers: dict[int, mx.array] = {}
+        self.dynamic = dynamic
+        self.memory: dict[Any, Any] = {}  # what the holders of one call share, by keys of their own
+        self._numbers: dict[tuple[int, str], mx.array] = {}
 
-    def number(self, n: int) -> mx.array:
-        """`n` as an i32 array of shape (): the same array for equal numbers, so that they are one input."""
-        found = self._numbers.get(n)
+    def number(self, n: int, role: str = "offset") -> mx.array:
+        """`n` as an i32 array of shape (): the same array for equal numbers of a role: they are one input.
+
+        Numbers of different roles may be equal by chance, in one call only; they are never one input.
+        """
+        found = self._numbers.get((n, role))
         if found is None:
-            found = self._numbers[n] = mx.array(n, mx.int32)
+            found = self._numbers[n, role] = mx.array(n, mx.int32)
         return found
+
+
+class NotDynamic(QGraphError):
+    """A model did with an object what one program cannot do for all its states.
+
+    Raised inside a capture. The call has to be made with `Step(length, dynamic=False)`, or eagerly.
+    """
 
 
 Hold = Callable[[Any, Step], Held]
 HOLDS: dict[type, Hold] = {}
+AROUND: list[Callable[[], AbstractContextManager[Any]]] = []
 
 
 def holder(kind: type) -> Hold | None:
     """How objects of a type are held; a subclass is not held as its base is, since it may do anything."""
     return HOLDS.get(kind)
+
+
+@contextmanager
+def around() -> Iterator[None]:
+    """Around the model's own code, at capture, inside whatever else is patched: what the stand-ins need.
+
+    Errors: NotDynamic, at the end, where the model was not seen to respect a stand-in.
+    """
+    with ExitStack() as stack:
+        for make in AROUND:
+            stack.enter_context(make())
+        yield
