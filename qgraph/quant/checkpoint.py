@@ -26,7 +26,7 @@ import mlx.core as mx
 from qgraph._errors import QGraphError
 from qgraph.quant.layout import Layout, read_layout
 from qgraph.quant.memory import check_memory
-from qgraph.quant.safetensors_file import DTYPES, Entry, Header
+from qgraph.quant.safetensors_file import WITH_BYTES, Entry, Header
 from qgraph.quant.strict_file import Stamp, refuse, sealed
 from qgraph.quant.tensor import QuantizedTensor
 from qgraph.quant.tree import nest
@@ -89,10 +89,10 @@ def load_flat(
             arrays |= read_arrays(header, done, total, progress)
         _check_bools(layout, arrays)
         if not allow_nonfinite:
-            _check_finite(triplets, arrays)
+            check_finite(triplets, arrays)
         return _assemble(layout, triplets, arrays)
     except BaseException:
-        _drop(arrays)
+        drop(arrays)
         raise
 
 
@@ -103,17 +103,40 @@ def read_arrays(
 
     Errors: CheckpointError if a read fails, or the file changed since its header was read.
     """
-    _check_unchanged(header)
-    _check_path(header.path)
-    opened = _descriptors(header.stamp)
-    try:
+    with closed_after(header):
         return _read_evaluated(header, done, total, progress)
+
+
+@contextmanager
+def closed_after(*headers: Header) -> Generator[None, None, None]:
+    """When this ends, the files are closed: MLX's reading threads do it a moment after the last read."""
+    opened = [_descriptors(header.stamp) for header in headers]
+    try:
+        yield
     finally:
-        # MLX's reading threads close the file a moment after the last read has returned.
-        for _ in range(100):
-            if _descriptors(header.stamp) <= opened:
-                break
-            sleep(0.001)
+        for header, before in zip(headers, opened, strict=True):
+            for _ in range(100):
+                if _descriptors(header.stamp) <= before:
+                    break
+                sleep(0.001)
+
+
+def open_arrays(header: Header) -> dict[str, mx.array]:
+    """The tensors of a file whose header was checked, not read yet; they belong to this thread.
+
+    Errors: CheckpointError if the file changed since its header was read.
+    """
+    check_unchanged(header)
+    _check_path(header.path)
+    # Explicit format: the name of a blob in a download cache has no suffix.
+    with reading(header.path):
+        arrays = cast("dict[str, mx.array]", mx.load(str(header.path), format="safetensors"))
+    try:
+        _check_same(header, arrays)
+    except BaseException:
+        drop(arrays)
+        raise
+    return arrays
 
 
 def _descriptors(stamp: Stamp) -> int:
@@ -131,22 +154,19 @@ def _descriptors(stamp: Stamp) -> int:
 
 
 def _read_evaluated(header: Header, done: int, total: int, progress: Progress | None) -> dict[str, mx.array]:
-    # Explicit format: the name of a blob in a download cache has no suffix.
-    with _reading(header):
-        arrays = cast("dict[str, mx.array]", mx.load(str(header.path), format="safetensors"))
+    arrays = open_arrays(header)
     try:
-        _check_same(header, arrays)
         # An unevaluated array belongs to this thread, and a read that failed once gives garbage
         # the second time: so all is read here, or the whole load fails.
         for batch in _batches(header):
-            with _reading(header):
+            with reading(header.path):
                 mx.eval([arrays[e.name] for e in batch])
             done += sum(entry.nbytes for entry in batch)
             if progress is not None:
                 progress(done, total)
-        _check_unchanged(header)
+        check_unchanged(header)
     except BaseException:
-        _drop(arrays)
+        drop(arrays)
         raise
     return arrays
 
@@ -160,14 +180,15 @@ def _check_path(path: Path) -> None:
 
 
 @contextmanager
-def _reading(header: Header) -> Generator[None, None, None]:
+def reading(path: Path) -> Generator[None, None, None]:
+    """What MLX raises in here means that a file cannot be read: CheckpointError."""
     try:
         yield
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        raise refuse(header.path, f"cannot be read: {error}", fix=_AGAIN) from None
+        raise refuse(path, f"cannot be read: {error}", fix=_AGAIN) from None
 
 
-def _drop(arrays: dict[str, mx.array]) -> None:
+def drop(arrays: dict[str, mx.array]) -> None:
     """Free a failed load: the traceback would keep its memory in use and its file open."""
     arrays.clear()
     mx.clear_cache()
@@ -185,7 +206,8 @@ def _batches(header: Header) -> list[list[Entry]]:
     return batches
 
 
-def _check_unchanged(header: Header) -> None:
+def check_unchanged(header: Header) -> None:
+    """Errors: CheckpointError if the file is not the one whose header was read."""
     try:
         same = Stamp.of(os.stat(header.path)) == header.stamp
     except OSError:
@@ -198,7 +220,7 @@ def _check_same(header: Header, arrays: Mapping[str, mx.array]) -> None:
     """MLX must have understood the header as the strict check did."""
     for name, entry in header.entries.items():
         array = arrays.get(name)
-        if array is None or array.shape != entry.shape or array.dtype != DTYPES[entry.dtype]:
+        if array is None or array.shape != entry.shape or array.dtype != WITH_BYTES[entry.dtype]:
             raise refuse(header.path, "MLX reads it differently", tensor=name, fix=_AGAIN)
     if len(arrays) != len(header.entries):
         raise refuse(header.path, "MLX finds more tensors in it", fix=_AGAIN)
@@ -213,7 +235,8 @@ def _check_bools(layout: Layout, arrays: Mapping[str, mx.array]) -> None:
             raise refuse(entry.path, cause, tensor=entry.name, fix="write the file again")
 
 
-def _check_finite(triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array]) -> None:
+def check_finite(triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array]) -> None:
+    """Errors: CheckpointError for a scale, a bias or a global scale that is NaN or infinite."""
     parts = [
         (entry, _all_finite(arrays[entry.name], triplet.quantization.mode))
         for triplet in triplets.values()
@@ -250,11 +273,12 @@ def _assemble(
         if triplet is None:
             flat[name] = arrays[name]
         elif name == triplet.weight.name:
-            flat[name] = _tensor(triplet, arrays)
+            flat[name] = tensor_of(triplet, arrays)
     return flat
 
 
-def _tensor(t: Triplet, arrays: Mapping[str, mx.array]) -> QuantizedTensor:
+def tensor_of(t: Triplet, arrays: Mapping[str, mx.array]) -> QuantizedTensor:
+    """The packed weight of a triplet whose headers were checked."""
     biases = None if t.biases is None else arrays[t.biases.name]
     scale = None if t.global_scale is None else arrays[t.global_scale.name]
     try:

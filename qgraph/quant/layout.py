@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+
 from qgraph.quant.config import QuantizationConfig, read_config, read_quantization
 from qgraph.quant.pending import Pending, current, read_pending
-from qgraph.quant.safetensors_file import Entry, Header, read_header
+from qgraph.quant.safetensors_file import DTYPES, Entry, Header, read_header
 from qgraph.quant.strict_file import as_object, clip, json_name, parse_json, read_json, refuse
 
 INDEX = "model.safetensors.index.json"
@@ -17,6 +19,7 @@ SINGLE = "model.safetensors"
 # A single file has no config beside it; `save` keeps the block in the metadata under this key.
 METADATA_KEY = "quantization"
 _AGAIN = "download the checkpoint again"
+Declare = Callable[[Mapping[str, object], Path], QuantizationConfig]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +31,21 @@ class Layout:
     declared: QuantizationConfig
 
 
-def read_layout(path: str | os.PathLike[str]) -> Layout:
+def read_layout(
+    path: str | os.PathLike[str],
+    declare: Declare = read_quantization,
+    dtypes: Mapping[str, mx.Dtype] = DTYPES,
+) -> Layout:
     """Find and check the files of a checkpoint; no tensor data is read.
+
+    `declare` reads the quantization of a folder's config, `dtypes` are those that tensors may have.
 
     Errors: CheckpointError for missing, ambiguous or foreign files, and for an index that does not
     agree exactly with its shards.
     """
     path = Path(path)
     if os.path.isdir(path):
-        return _read_folder(path)
+        return _read_folder(path, declare, dtypes)
     if not os.path.lexists(path):
         fix = "pass a .safetensors file, or a folder with config.json and model.safetensors"
         raise refuse(path, "no such file or folder", fix=fix)
@@ -55,13 +64,13 @@ def _declared_for_file(header: Header) -> QuantizationConfig:
     return QuantizationConfig()
 
 
-def _read_folder(folder: Path) -> Layout:
+def _read_folder(folder: Path, declare: Declare, dtypes: Mapping[str, mx.Dtype]) -> Layout:
     config, index = folder / "config.json", folder / INDEX
     pending = read_pending(folder)
     files = _weight_files(folder, pending)
-    declared = read_quantization(read_config(config), config)
+    declared = declare(read_config(config), config)
     if not files.indexed:
-        header = read_header(current(_only(folder, files.weights)))
+        header = read_header(current(_only(folder, files.weights)), dtypes)
         return Layout((header,), header.entries, declared)
     weight_map = _read_index(current(index))
     shards = sorted(set(weight_map.values()))
@@ -71,7 +80,7 @@ def _read_folder(folder: Path) -> Layout:
     for missing in sorted(set(shards) - set(files.weights)):
         if not os.path.lexists(folder / missing):
             raise refuse(folder / missing, f"is missing, {INDEX} names it", fix=_AGAIN)
-    headers = {shard: read_header(current(folder / shard)) for shard in shards}
+    headers = {shard: read_header(current(folder / shard), dtypes) for shard in shards}
     return Layout(tuple(headers.values()), _merge(headers, weight_map, index), declared)
 
 

@@ -51,6 +51,8 @@ DTYPES: dict[str, mx.Dtype] = {
     "C64": mx.complex64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# MLX has no 8-bit floats and reads their bytes; only code that knows that they are floats may ask for it.
+WITH_BYTES: dict[str, mx.Dtype] = {**DTYPES, "F8_E4M3": mx.uint8}
 _ELSEWHERE = {"F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"}
 
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
@@ -95,8 +97,10 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str], dtypes: Mapping[str, mx.Dtype] = DTYPES) -> Header:
     """Read and check the header of a safetensors file; the tensors are not read.
+
+    `dtypes` are those that are taken, by the name in the header, and what MLX makes of them.
 
     Errors: CheckpointError, naming the file, the tensor and the cause.
     Source: the safetensors format; its rules are all checked, with MLX's limits added.
@@ -122,7 +126,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if len(raw) > _MAX_TENSORS:
         cause = f"has {len(raw)} tensors, at most {_MAX_TENSORS} are read from one file"
         raise refuse(path, cause, fix="split it into shards")
-    entries = [_entry(path, name, value, 8 + length) for name, value in raw.items()]
+    entries = [_entry(path, name, value, 8 + length, dtypes) for name, value in raw.items()]
     # An empty tensor sits at the start of the next one, so the stop decides between equal starts.
     entries.sort(key=lambda e: (e.start, e.stop))
     _check_layout(path, entries, 8 + length, stamp.size)
@@ -156,7 +160,7 @@ def _metadata(path: Path, value: object) -> dict[str, str]:
     return cast("dict[str, str]", found)
 
 
-def _entry(path: Path, name: str, value: object, base: int) -> Entry:
+def _entry(path: Path, name: str, value: object, base: int, dtypes: Mapping[str, mx.Dtype]) -> Entry:
     def no(cause: str, fix: str = "write the file again") -> Exception:
         return refuse(path, cause, tensor=name, fix=fix)
 
@@ -167,7 +171,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
         fields = ", ".join(clip(key, 16) for key in sorted(entry)[:4]) or "none"
         raise no(f"has the fields {fields}, expected dtype, shape and data_offsets")
     dtype = entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         found = clip(dtype, 20) if isinstance(dtype, str) else json_name(dtype)
         fix = "cast it to F32 or BF16" if found in _ELSEWHERE else "write the file again"
         raise no(f"dtype {found} is not supported by MLX; known: {', '.join(DTYPES)}", fix)
@@ -179,7 +183,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise no("data_offsets are not two whole numbers, begin and end")
     start, stop = offsets
-    needed = prod(shape) * DTYPES[dtype].size
+    needed = prod(shape) * dtypes[dtype].size
     if needed != stop - start:
         raise no(f"{dtype}{clip(list(shape), 60)} needs {needed} bytes, has {stop - start}")
     return Entry(path, name, dtype, shape, base + start, base + stop)

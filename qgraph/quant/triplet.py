@@ -6,7 +6,7 @@ in groups of 64 and 8 bit in groups of 32 look alike. So the config decides, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qgraph._errors import CheckpointError
@@ -18,6 +18,8 @@ from qgraph.quant.strict_file import refuse
 _FLOATS = ("F16", "BF16", "F32")
 _INCOMPLETE = "download the checkpoint again, or convert the model again"
 _DECLARE = "correct quantization in config.json: bits, group_size, mode, or this layer's entry"
+# The scheme of a module that the config does not name, from its weight and scales; None where none fits.
+Infer = Callable[[str, Entry, Entry], Quantization | None]
 # For the hint which schemes would fit the shapes.
 _SCHEMES = tuple(Quantization(bits=b, group_size=g) for b in (1, 2, 3, 4, 5, 6, 8) for g in (32, 64, 128))
 
@@ -34,8 +36,13 @@ class Triplet:
     global_scale: Entry | None
 
 
-def find_triplets(entries: Mapping[str, Entry], declared: QuantizationConfig) -> dict[str, Triplet]:
+def find_triplets(
+    entries: Mapping[str, Entry], declared: QuantizationConfig, infer: Infer | None = None
+) -> dict[str, Triplet]:
     """The packed layers by module path, checked against the config and against each other.
+
+    Whoever knows the size of the dense weights can `infer` the schemes that the config does not list by
+    path, as mlx-lm does; its scheme for all others is taken where that gives none.
 
     Errors: CheckpointError, naming the tensor at fault and what was expected of it.
     """
@@ -43,7 +50,7 @@ def find_triplets(entries: Mapping[str, Entry], declared: QuantizationConfig) ->
     for name, entry in entries.items():
         module, leaf = _split(name)
         if leaf == "scales":
-            triplets[module] = _triplet(module, entry, entries, declared)
+            triplets[module] = _triplet(module, entry, entries, declared, infer)
         elif leaf in ("biases", "global_scale") and _sibling(module, "scales") not in entries:
             raise _no(entry, "has no scales beside it", _INCOMPLETE)
         elif leaf == "weight" and entry.dtype == "U32" and _sibling(module, "scales") not in entries:
@@ -53,14 +60,19 @@ def find_triplets(entries: Mapping[str, Entry], declared: QuantizationConfig) ->
 
 
 def _triplet(
-    module: str, scales: Entry, entries: Mapping[str, Entry], declared: QuantizationConfig
+    module: str,
+    scales: Entry,
+    entries: Mapping[str, Entry],
+    declared: QuantizationConfig,
+    infer: Infer | None,
 ) -> Triplet:
     weight = entries.get(_sibling(module, "weight"))
     if weight is None:
         raise _no(scales, "has no packed weight beside it", _INCOMPLETE)
-    if declared.default is None:
+    inferred = infer(module, weight, scales) if infer and module not in declared.overrides else None
+    if declared.default is None and inferred is None:
         raise _no(weight, "is packed, but no quantization block declares bits and group_size", _DECLARE)
-    scheme = declared.at(module)
+    scheme = inferred or declared.at(module)
     if scheme is None:
         raise _no(weight, "is packed, but declared false (dense) in config.json", _DECLARE)
     biases = entries.get(_sibling(module, "biases"))
