@@ -43,12 +43,17 @@ from qgraph.trace.tracer import scope as scope
 
 if TYPE_CHECKING:
     from qgraph import lm as lm
+    from qgraph._optimize import optimize as optimize
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """`qg.lm` is imported when it is first asked for."""
+    """`qg.lm` and the frontend of `qg.optimize` are imported when they are first asked for."""
+    if name == "optimize":
+        from qgraph._optimize import optimize
+
+        return optimize
     if name == "lm":
         import qgraph.lm
 

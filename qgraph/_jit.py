@@ -199,17 +199,19 @@ class JitFunction:
 
     def _compile(self, call: Call, outer: list[Any]) -> Entry:
         draws = HiddenDraws()
-        traced = self._trace(call)
+        traced = self._trace(call, outer)
         given = set(map(id, outer))
         if verify_level() >= 2 or draws.happened(x for x in traced.captures if id(x) not in given):
-            refuse_difference(self._name, traced, self._trace(call))
+            refuse_difference(self._name, traced, self._trace(call, outer))
         result = self.pipeline.run(traced.graph)
         types = tuple(v.type for v in traced.graph.outputs)
         return Entry(result, Program(result.graph), traced.captures, traced.spec, types)
 
-    def _trace(self, call: Call) -> Traced:
+    def _trace(self, call: Call, outer: list[Any]) -> Traced:
+        """The graph of the function; `outer` are the arrays that it reads from outside."""
+        del outer  # they come as captures of the trace
         trace = Trace(Builder(), self._name)
-        labels = _labels(self.function, call.args, call.kwargs)
+        labels = labels_of(self.function, call.args, call.kwargs)
         inputs = [trace.builder.input(n, type_of(x)) for n, x in zip(labels, call.leaves, strict=True)]
         trace.labels.update(dict.fromkeys(labels))
         spec: list[Any] = []
@@ -263,7 +265,7 @@ def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return {**{f"arg{i}": x for i, x in enumerate(args)}, **kwargs}
 
 
-def _labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def labels_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """Names of the inputs: the parameter, then the path within its tree."""
     found: list[str] = []
     try:

@@ -79,11 +79,22 @@ def _record(message: dict[str, Any]) -> Record:
 @contextmanager
 def _plain_tracing() -> Generator[None]:
     """Without mx.compile: a compiled function of constants would be one opaque primitive."""
+    was_on = _compile_is_on()
     mx.disable_compile()
     try:
         yield
     finally:
-        mx.enable_compile()
+        if was_on:
+            mx.enable_compile()
+
+
+def _compile_is_on() -> bool:
+    """Whether MLX compiles: it cannot be asked, but a compiled function is run by Python once only."""
+    runs: list[int] = []
+    probe: Any = mx.compile(lambda x: runs.append(1) or x)
+    x = mx.zeros(1)
+    probe(x), probe(x)
+    return len(runs) == 1
 
 
 def address(x: mx.array) -> int:

@@ -37,6 +37,10 @@ class Source:
         self._code = code
         self._offset = offset
 
+    def copy(self) -> Source:
+        """The same line as another object: nodes are told apart by their source's identity."""
+        return Source(self._code, self._offset)
+
     @property
     def known(self) -> bool:
         """Whether a frame outside qgraph was found."""

@@ -84,12 +84,15 @@ def e8m0(x: Numbers) -> Numbers:
     return np.ldexp(1.0, np.clip(exponent, -127, 127).astype(np.int64))
 
 
-def decode(q: Quantization, packed: Any, scales: Any, biases: Any = None, global_scale: Any = None) -> Numbers:
+def decode(
+    q: Quantization, packed: Any, scales: Any, biases: Any = None, global_scale: Any = None
+) -> Numbers:
     """The numbers (float64) that packed words store: (..., words) to (..., words * 32 / bits).
 
     A global scale stands in the place of the biases where a scheme has none.
 
-    >>> decode(Quantization(bits=2, group_size=32), np.array([[0b11100100, 0]]), np.array([[2.0]]), np.array([[1.0]]))[0, :5]
+    >>> words = np.array([[0b11100100, 0]])
+    >>> decode(Quantization(bits=2, group_size=32), words, np.array([[2.0]]), np.array([[1.0]]))[0, :5]
     array([1., 3., 5., 7., 1.])
     """
     if not q.has_biases:

@@ -1,0 +1,167 @@
+"""The arrays of a module: read at every call, and replaced in a copy of its structure while it is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import is_
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from qgraph._errors import TraceError
+from qgraph.capture.scopes import watched
+from qgraph.quant import QuantizedTensor
+
+
+class Slot(NamedTuple):
+    """Where an array is kept."""
+
+    path: str
+    holder: Any  # a module, dict or list
+    key: Any
+
+
+class Weights:
+    """The arrays of a tree of modules, dicts and lists, each with its path.
+
+    `root` is an `mlx.nn.Module`. Every array in it counts, not only what MLX calls parameters: positions and
+    frequencies as well. A QuantizedTensor in the place of a dense weight is one of them.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self._arrays: list[Any] = []
+        self._version = 0
+        self._look()
+
+    def _look(self) -> None:
+        self.slots: list[Slot] = []
+        self._links: list[tuple[Any, Any, Any]] = []
+        self._sizes: list[tuple[Any, int]] = []
+        seen: set[int] = set()
+        waiting: list[tuple[str, Any]] = [("", self.root)]
+        while waiting:
+            path, holder = waiting.pop()
+            if id(holder) in seen:  # a module in two places: its weights are named by the first
+                continue
+            seen.add(id(holder))
+            self._sizes.append((holder, len(holder)))
+            inner: list[tuple[str, Any]] = []
+            for key, x in _items(holder):
+                name = f"{path}.{key}" if path else str(key)
+                if isinstance(x, (mx.array, QuantizedTensor)):
+                    self.slots.append(Slot(name, holder, key))
+                elif isinstance(x, (dict, list)):
+                    self._links.append((holder, key, x))
+                    inner.append((name, x))
+            waiting += reversed(inner)
+
+    def read(self) -> tuple[int, list[Any]]:
+        """All arrays now; and a number that stays the same as long as they are the same objects."""
+        if not self._same_structure():
+            self._look()
+        now = [holder[key] for _, holder, key in self.slots]
+        if len(now) != len(self._arrays) or not all(map(is_, now, self._arrays)):
+            self._arrays = now
+            self._version += 1
+        return self._version, now
+
+    def _same_structure(self) -> bool:
+        try:
+            return (
+                all(holder[key] is x for holder, key, x in self._links)
+                and all(len(holder) == n for holder, n in self._sizes)
+                and all(isinstance(holder[key], (mx.array, QuantizedTensor)) for _, holder, key in self.slots)
+            )
+        except (KeyError, IndexError):
+            return False
+
+    def shadow(self) -> Shadow:
+        """A copy of the structure, whose arrays can be replaced."""
+        return Shadow(self)
+
+
+def _items(holder: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(enumerate(holder)) if isinstance(holder, list) else iter(holder.items())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+class Shadow:
+    """A copy of a module and of all modules in it; the arrays are shared until they are replaced.
+
+    The user's module is never touched by a capture: another thread may be running it.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._copies: dict[int, Any] = {}
+        self._kept: list[Any] = []
+        self.root = self._copy(weights.root)
+        self.slots = [Slot(s.path, self._copies[id(s.holder)], s.key) for s in weights.slots]
+        self.originals = weights.slots
+        self.paths: dict[int, str] = {}
+        self._name(self.root, "")
+
+    def _copy(self, x: Any) -> Any:
+        """Modules, dicts and lists copied once each, the rest as it is."""
+        found = self._copies.get(id(x))
+        if found is not None:
+            return found
+        if isinstance(x, list):
+            made: Any = []
+            self._copies[id(x)] = made
+            made += [self._copy(y) for y in x]  # pyright: ignore[reportUnknownVariableType]
+        elif isinstance(x, dict):
+            made = _empty_like(x)  # pyright: ignore[reportUnknownArgumentType]
+            self._copies[id(x)] = made  # pyright: ignore[reportUnknownArgumentType]
+            dict.update(made, {key: self._copy(y) for key, y in x.items()})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportUnknownMemberType]
+        elif type(x) is tuple and any(isinstance(y, (dict, list)) for y in x):  # pyright: ignore[reportUnknownVariableType]
+            made = self._copies[id(x)] = tuple(self._copy(y) for y in x)  # pyright: ignore[reportUnknownVariableType]
+        else:
+            return x
+        self._kept.append(x)  # so that its id is not given to another
+        return made
+
+    def _name(self, x: Any, path: str) -> None:
+        if id(x) in self.paths or not isinstance(x, (dict, list)):
+            return
+        self.paths[id(x)] = path
+        for key, y in _items(x):
+            self._name(y, f"{path}.{key}" if path else str(key))
+
+    def fill(self, arrays: list[mx.array]) -> None:
+        """Put `arrays` in the places of the weights."""
+        for slot, x in zip(self.slots, arrays, strict=True):
+            slot.holder[slot.key] = x
+
+    def changed(self, arrays: list[mx.array]) -> list[tuple[int, mx.array]]:
+        """The places in which the model has put other arrays since `fill`, e.g. running means.
+
+        Errors: TraceError for one that cannot be stored back.
+        """
+        out: list[tuple[int, mx.array]] = []
+        for i, (slot, before) in enumerate(zip(self.slots, arrays, strict=True)):
+            now = slot.holder[slot.key]
+            if now is before:
+                continue
+            if not isinstance(now, mx.array) or isinstance(_original(self.originals[i]), QuantizedTensor):
+                raise TraceError(
+                    f"the model replaces {slot.path} by {type(now).__name__}", fix="keep it an array"
+                )
+            out.append((i, now))
+        return out
+
+
+def _original(slot: Slot) -> Any:
+    return slot.holder[slot.key]
+
+
+def _empty_like(x: dict[Any, Any]) -> Any:
+    """An empty dict; for a module an instance with its attributes, which reports its calls."""
+    kind = type(x)
+    if kind is dict:
+        return {}
+    state: dict[str, Any] | None = getattr(x, "__dict__", None)
+    watching = watched(getattr(kind, "_qgraph_original", kind)) if callable(x) else kind
+    made = watching.__new__(watching)
+    if state is not None:
+        made.__dict__.update(state)
+    return made
