@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from string import ascii_letters
+from typing import Any
 
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
-from qgraph.ir.op import Op, Types
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
-from qgraph.ops.elementwise import add, multiply
+from qgraph.ops.elementwise import multiply
 from qgraph.ops.packed import check_inner
 from qgraph.ops.shape import reshape, slice_ranges, swapaxes, transpose
 
@@ -119,11 +120,54 @@ def vecdot(a: ArrayLike, b: ArrayLike, axis: int = -1) -> Array:
     return reshape(out, shape_of(out)[:-2])
 
 
+@dataclass(frozen=True)
+class AddMm(Op):
+    """alpha * (a @ b) + beta * c in one kernel; operands c, a, b."""
+
+    name = "addmm"
+    mlx = "mx.addmm({0}, {1}, {2}, alpha={alpha}, beta={beta})"
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def infer(self, c: TensorType, a: TensorType, b: TensorType) -> TensorType:
+        """Matmul's shape, to which c broadcasts; the promoted dtype, which must be a float."""
+        product = Dot().infer(a, b)
+        if broadcast_shapes(product.shape, c.shape) != product.shape:
+            raise ShapeError(
+                f"addmm: c {c.shape} does not broadcast to the product {product.shape}",
+                fix="use qg.add to broadcast the product",
+            )
+        return TensorType(product.shape, promote(c.dtype, product.dtype))
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.addmm`; without terms the sum is c alone."""
+        if inputs[1].shape[-1]:
+            return super().emit(operands, inputs, outputs)
+        out = outputs[0]
+        return f"mx.broadcast_to({self.beta!r} * {operands[0]}.astype({literal(out.dtype)}), {out.shape})"
+
+    def reference(self, c: Any, a: Any, b: Any) -> Any:
+        """The formula."""
+        product: Any = np.matmul(a, b)
+        return self.alpha * product + self.beta * c
+
+    def flops(self, inputs: Types, outputs: Types) -> int:
+        """One multiplication and one addition per term, and those of c."""
+        return 2 * prod(outputs[0].shape) * (inputs[1].shape[-1] + 1)
+
+
+@frontend
 def addmm(c: ArrayLike, a: ArrayLike, b: ArrayLike, /, alpha: float = 1.0, beta: float = 1.0) -> Array:
-    """``alpha * (a @ b) + beta * c``.  Source: mlx.core.addmm."""
-    product = dot(a, b)
-    scaled = product if alpha == 1.0 else multiply(product, alpha)
-    return add(scaled, c if beta == 1.0 else multiply(c, beta))
+    """``alpha * (a @ b) + beta * c``, either of a and b quantized.
+
+    Shape: NumPy's matmul, to which c broadcasts.  Dtype: the promoted one.  Errors: ShapeError where the
+    shapes do not fit.  Source: mlx.core.addmm.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.addmm(mx.ones(2), mx.ones((1, 3)), mx.ones((3, 2)), beta=2.0).tolist()
+    [[5.0, 5.0]]
+    """
+    return apply(AddMm(float(alpha), float(beta)), operand(c), operand(a), operand(b))
 
 
 def tensordot(a: ArrayLike, b: ArrayLike, axes: int | Sequence[Sequence[int]] = 2) -> Array:

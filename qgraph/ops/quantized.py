@@ -323,22 +323,25 @@ class Quantize(Op):
         return TensorType(w.shape, w.dtype, Packing(q, scales, -1, bool(global_scale)))
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """One call that gives all components; empty ones outright, on which MLX divides by zero."""
+        """One call that gives all components, then the global scale as it is."""
+        call = self.call(operands, inputs)
+        return f"(*{call}, {operands[1]})" if operands[1:] else call
+
+    def call(self, operands: tuple[Any, ...], inputs: Types) -> str:
+        """Source of words, scales and biases; empty ones outright, on which MLX divides by zero."""
         w, *scale = operands
         if inputs[0].size == 0:
-            return self._empty(inputs[0], scale)
+            return self._empty(inputs[0])
         arguments = scheme_arguments(self.quantization)
         if scale:
             arguments += f", global_scale={scale[0]}"
-        call = f"mx.quantize({w}, {arguments})"
         if inputs[0].size % 32:  # MLX packs 32 numbers at a time: pack them twice, keep one
-            call = f"[part[0] for part in mx.quantize(mx.stack([{w}, {w}]), {arguments})]"
-        return f"(*{call}, {scale[0]})" if scale else call
+            return f"[part[0] for part in mx.quantize(mx.stack([{w}, {w}]), {arguments})]"
+        return f"mx.quantize({w}, {arguments})"
 
-    def _empty(self, w: TensorType, scale: list[Any]) -> str:
-        parts = self.infer(w).storage
-        zeros = [f"mx.zeros({part.shape}, {literal(part.dtype)})" for part in parts]
-        return f"({', '.join([*zeros, *scale])})"
+    def _empty(self, w: TensorType) -> str:
+        zeros = [f"mx.zeros({part.shape}, {literal(part.dtype)})" for part in self.infer(w).storage]
+        return f"({', '.join(zeros)},)"
 
     def reference(self, w: Any, *global_scale: Any) -> Any:
         """The numbers after rounding to the grid."""

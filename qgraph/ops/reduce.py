@@ -258,11 +258,12 @@ def std(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False, ddof: int = 
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """exp(x - max) / sum over `axes`; in float32 for 16-bit operands."""
+    """exp(x - max) / sum over `axes`; in float32 for 16-bit operands, unless captured code wants it so."""
 
     name = "softmax"
     flops_per_element = 12
     axes: tuple[int, ...] = ()
+    precise: bool = True
 
     def infer(self, x: TensorType) -> TensorType:
         """The type of x, which must be a float: MLX would truncate the quotients to integers."""
@@ -276,7 +277,7 @@ class Softmax(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.softmax`, whose `precise` means float32 inside."""
-        precise = ", precise=True" if widens(inputs[0].dtype) else ""
+        precise = ", precise=True" if self.precise and widens(inputs[0].dtype) else ""
         return f"mx.softmax({operands[0]}, axis={literal(self.axes)}{precise})"
 
     def reference(self, x: Any) -> Any:

@@ -1,0 +1,141 @@
+"""Products of matrices, dense and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qgraph.capture.primitives.table import Primitive, primitive
+from qgraph.ir import Value
+from qgraph.ir.dtypes import BF16, DType
+from qgraph.ir.types import TensorType
+from qgraph.ops.creation import Arange
+from qgraph.ops.linear import AddMm, Dot
+from qgraph.ops.moe import GatherMm, GatherQmm
+from qgraph.ops.quantized import Dequantize, Quantize, QuantizedMatmul
+from qgraph.ops.shape import Broadcast, Reshape
+from qgraph.ops.storage import Pack, QuantizeParts
+from qgraph.quant import Quantization
+from qgraph.quant.scheme import Mode
+
+MODES: tuple[Mode, ...] = ("affine", "mxfp4", "mxfp8", "nvfp4")
+
+
+def scheme(group_size: int, bits: int, mode: int) -> Quantization:
+    """The scheme of MLX's three numbers."""
+    return Quantization(bits=bits, group_size=group_size, mode=MODES[mode])
+
+
+@primitive("Matmul")
+def matmul(p: Primitive) -> Value:
+    """Both have two axes or more."""
+    return p.add(Dot(), *p.inputs)
+
+
+@primitive("AddMM")
+def addmm(p: Primitive) -> Value:
+    """[alpha, beta]; operands a, b, c."""
+    a, b, c = p.inputs
+    alpha, beta = p.arguments
+    return p.add(AddMm(float(alpha), float(beta)), c, a, b)
+
+
+@primitive("GatherMM")
+def gather_mm(p: Primitive) -> Value:
+    """[whether the indices of a are sorted, those of b]."""
+    a, b, *indices = p.inputs
+    lhs, rhs, ordered, chosen = _chosen(a, b, indices, *p.arguments)
+    return p.add(GatherMm(lhs, rhs, ordered), a, b, *chosen)
+
+
+@primitive("GatherQMM")
+def gather_qmm(p: Primitive) -> Value:
+    """[group size, bits, mode, transpose, whether the indices of x are sorted, those of w]."""
+    group_size, bits, mode, transpose, *ordered = p.arguments
+    x, *parts, left, right = p.inputs
+    w = packed(p, parts, scheme(group_size, bits, mode), x.type.dtype)
+    lhs, rhs, in_order, chosen = _chosen(x, w, [left, right], *ordered)
+    return p.add(GatherQmm(lhs, rhs, in_order, bool(transpose)), x, w, *chosen)
+
+
+def _chosen(
+    a: Value, b: Value, indices: Sequence[Value], left_sorted: bool, right_sorted: bool
+) -> tuple[bool, bool, bool, list[Value]]:
+    """Which sides have indices of their own, whether those are sorted, and the indices.
+
+    MLX writes out what it assumes where none are given: all matrices in order. It is told that indices are
+    sorted only where one side has none, and so is `mx.gather_mm` when the program runs.
+    """
+    batch = tuple(int(n) for n in _common(indices))
+    given = [not _all_in_order(i, m.type.shape[:-2], batch) for i, m in zip(indices, (a, b), strict=True)]
+    lhs, rhs = given
+    if not lhs and not rhs:
+        # Without indices both stacks must broadcast to the batch, as they do with them.
+        return False, False, bool(left_sorted or right_sorted), []
+    ordered = (right_sorted and not lhs) or (left_sorted and not rhs)
+    return lhs, rhs, bool(ordered), [i for i, own in zip(indices, given, strict=True) if own]
+
+
+def _common(indices: Sequence[Value]) -> tuple[int, ...]:
+    return max((i.type.shape for i in indices), key=len)
+
+
+def _all_in_order(index: Value, stack: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether these are the numbers of all matrices of a stack, in order, broadcast to the batch."""
+    if isinstance(index.op, Broadcast) and index.op.shape == batch:
+        index = index.node.inputs[0]
+    if index.type.shape != stack:
+        return False
+    if isinstance(index.op, Reshape):
+        index = index.node.inputs[0]
+    return isinstance(index.op, Arange) and (index.op.start, index.op.step) == (0, 1) and index.type.ndim == 1
+
+
+@primitive("QuantizedMatmul")
+def quantized_matmul(p: Primitive) -> Value:
+    """[group size, bits, mode, transpose]."""
+    group_size, bits, mode, transpose = p.arguments
+    x, *parts = p.inputs
+    w = packed(p, parts, scheme(group_size, bits, mode), x.type.dtype)
+    if w.type.ndim > 2 and x.type.ndim < 3:  # MLX multiplies by the first matrix only, and so do we
+        w = _first_matrix(p, w)
+    return p.add(QuantizedMatmul(bool(transpose)), x, w)
+
+
+def _first_matrix(p: Primitive, w: Value) -> Value:
+    from qgraph.capture.primitives.shapes import sliced
+
+    *lead, rows, columns = w.type.shape
+    first = sliced(p, w, [*((0, 1, 1) for _ in lead), (0, rows, 1), (0, columns, 1)])
+    return p.add(Reshape((rows, columns)), first)
+
+
+@primitive("Quantize")
+def quantize(p: Primitive) -> Value | Sequence[Value]:
+    """[group size, bits, mode, whether this is the way back]."""
+    group_size, bits, mode, back = p.arguments
+    q = scheme(group_size, bits, mode)
+    if not back:
+        return p.node(QuantizeParts(q), *p.inputs)
+    out = p.outputs[0].dtype
+    return p.add(Dequantize(), packed(p, p.inputs, q, out))
+
+
+def packed(p: Primitive, parts: Sequence[Value], q: Quantization, dtype: DType) -> Value:
+    """The quantized value that arrays store, its logical dtype that of affine scales or else `dtype`.
+
+    What was just quantized is that value.
+    """
+    scales = parts[1].type.dtype
+    logical = scales if q.has_biases else dtype if dtype.is_float else BF16
+    made = parts[0].node
+    if isinstance(made.op, QuantizeParts) and tuple(parts[: len(made.outputs)]) == made.outputs:
+        whole = p.add(Quantize(made.op.quantization), *made.inputs)
+        if made.op.quantization == q and whole.type.dtype is logical:
+            return whole
+    return p.add(Pack(q, logical), *parts)
+
+
+def dequantized_type(parts: Sequence[Value], q: Quantization, dtype: DType) -> TensorType:
+    """The type of the numbers that arrays store."""
+    words = parts[0].type.shape
+    return TensorType((*words[:-1], words[-1] * 32 // q.bits), dtype)
