@@ -38,7 +38,7 @@ def by_layers(name: str, seed: int = 0) -> Any:
 
 
 def weights_of(name: str, peer: Any = None, seed: int = 0) -> Weights:
-    """The quantized weights: those of `peer`, or for an architecture without one of every layer that can be."""
+    """The quantized weights: those of `peer`; without one, of every layer that can be quantized."""
     dense = dict(build(name, seed).named_modules())
     if peer is None:
         size = group_size(name)
