@@ -1,12 +1,13 @@
-"""LoRA adapters as mlx-lm writes them: loaded, checked and put beside the weights they adapt."""
+"""LoRA and DoRA adapters, as mlx-lm and PEFT write them: loaded, checked and put beside what they adapt."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,30 +16,42 @@ import mlx.core as mx
 from qgraph._errors import CheckpointError
 from qgraph.quant.checkpoint import read_arrays
 from qgraph.quant.memory import check_memory
-from qgraph.quant.safetensors_file import Entry, read_header
+from qgraph.quant.peft import PEFT_TENSORS, is_peft, read_peft
+from qgraph.quant.safetensors_file import Entry, Header, read_header
 from qgraph.quant.strict_file import as_object, clip, json_name, read_json, refuse, sealed
 from qgraph.quant.tensor import QuantizedTensor
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapters.safetensors"
+KINDS = ("lora", "dora", "full")
 _FLOATS = ("F16", "BF16", "F32")
 _AGAIN = "train or download the adapter again"
+# The last number is that of the part of a layer that is several in one.
+_LEAF = re.compile(r"(?P<module>.+)\.(?P<leaf>lora_a|lora_b|m)(?P<part>\.[0-9]{1,3})?", re.ASCII | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA adapter: y + scale * ((x @ lora_a) @ lora_b) for each adapted layer.
+    """An adapter: y + scale * ((x @ lora_a) @ lora_b) for each adapted layer, or other weights.
 
     Attributes:
-        config: The adapter_config.json, checked.
+        config: The adapter_config.json, checked; of PEFT, what mlx-lm would have written.
         tensors: By full name, ``<module>.lora_a`` (in, rank) and ``<module>.lora_b`` (rank, out);
-            with experts (E, rank, in) and (E, out, rank). Evaluated.
+            with experts (E, rank, in) and (E, out, rank); of DoRA ``<module>.m`` (out,) too; of a full
+            fine-tune the weights by their own names. Evaluated.
         source: The file of the tensors, for messages.
+        scales: By module, where it is not `scale`.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, mx.array]
     source: str = TENSORS
+    scales: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return self.config.get("fine_tune_type", "lora")
 
     @property
     def rank(self) -> int:
@@ -50,20 +63,30 @@ class Adapter:
         """The factor of the low-rank term, as mlx-lm uses it: not alpha, and not alpha / rank."""
         return float(self.config["lora_parameters"]["scale"])
 
+    def scale_of(self, module: str) -> float:
+        """The factor of one module."""
+        return self.scales.get(module, self.scale)
+
     @property
     def modules(self) -> tuple[str, ...]:
         """The paths of the adapted layers, sorted."""
-        return tuple(sorted({name.rpartition(".")[0] for name in self.tensors}))
+        return tuple(sorted({module_of(name) for name in self.tensors}))
+
+
+def module_of(name: str) -> str:
+    """The path of the layer that a tensor of an adapter belongs to."""
+    found = _LEAF.fullmatch(name)
+    return found["module"] if found else name.rpartition(".")[0]
 
 
 @sealed
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """Load an adapter folder: adapter_config.json and adapters.safetensors.
+    """Load an adapter folder: adapter_config.json, and adapters.safetensors or adapter_model.safetensors.
 
     Shape: lora_a (in, rank), lora_b (rank, out), see `Adapter`.  Dtype: 16- or 32-bit floats.
-    Errors: CheckpointError for a missing or malformed file, another kind than LoRA, a pair that is
+    Errors: CheckpointError for a missing or malformed file, a kind that is not known, a pair that is
     incomplete or does not fit, NaN or infinity.
-    Source: mlx_lm.lora.
+    Source: mlx_lm.lora; PEFT, whose pairs are transposed and scaled by alpha / rank.
 
     >>> load_adapter("no/such/adapter")
     Traceback (most recent call last):
@@ -75,38 +98,35 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     if not os.path.isdir(folder):
         fix = f"pass the folder with {CONFIG} and {TENSORS}"
         raise refuse(folder, "no such folder", fix=fix)
-    if os.path.lexists(folder / "adapter_model.safetensors") and not os.path.lexists(folder / TENSORS):
-        cause = "is an adapter of PEFT: other names, transposed, and scaled by alpha / rank"
-        raise refuse(folder, cause, fix="convert it to mlx-lm's layout")
-    config = _read_config(folder / CONFIG)
+    raw = read_json(folder / CONFIG)
+    if is_peft(raw) or (os.path.lexists(folder / PEFT_TENSORS) and not os.path.lexists(folder / TENSORS)):
+        header = read_header(folder / PEFT_TENSORS)
+        found = read_peft(raw, folder / CONFIG, header)
+        return Adapter(found.config, found.renamed(_read(header)), PEFT_TENSORS, found.scales)
+    config = _checked(raw, folder / CONFIG)
     header = read_header(folder / TENSORS)
-    _check_entries(header.path, header.entries, config["lora_parameters"]["rank"])
+    _check_entries(header.path, header.entries, config)
+    return Adapter(config, _read(header), TENSORS)
+
+
+def _read(header: Header) -> dict[str, mx.array]:
     check_memory(header.path, sum(entry.nbytes for entry in header.entries.values()))
     tensors = read_arrays(header)
     finite = {name: mx.all(mx.isfinite(array)) for name, array in tensors.items()}
     for name, flag in finite.items():
         if not flag.item():
             raise refuse(header.path, "has NaN or infinity", tensor=name, fix=_AGAIN)
-    return Adapter(config, tensors, TENSORS)
+    return tensors
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
     kind = config.get("fine_tune_type", "lora")
-    if "peft_type" in config:
-        raise refuse(path, "is the config of a PEFT adapter", fix="convert it to mlx-lm's layout")
-    if kind != "lora":
-        why = {
-            "dora": "DoRA rescales by the norm of the dense weight, which packed weights lack",
-            "full": "a full fine-tune replaces weights and has no low-rank term",
-        }
+    if kind not in KINDS:
         shown = clip(kind, 20) if isinstance(kind, str) else json_name(kind)
-        reason = why.get(shown, "only lora is known")
-        raise refuse(
-            path,
-            f"fine_tune_type {shown} is not supported: {reason}",
-            fix="fuse it with mlx_lm.fuse",
-        )
+        cause = f"fine_tune_type {shown} is not supported: only {', '.join(KINDS)} are known"
+        raise refuse(path, cause, fix="fuse it with mlx_lm.fuse")
+    if kind == "full":
+        return config
     if "lora_parameters" not in config:
         raise refuse(path, "has no lora_parameters", fix=_AGAIN)
     parameters = as_object(config["lora_parameters"], path, "lora_parameters")
@@ -121,21 +141,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_entries(path: Path, entries: Mapping[str, Entry], rank: int) -> None:
+def _check_entries(path: Path, entries: Mapping[str, Entry], config: Mapping[str, Any]) -> None:
     if not entries:
         raise refuse(path, "has no tensors", fix=_AGAIN)
-    for name, entry in entries.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in ("lora_a", "lora_b") or not module:
-            cause = "is not <module>.lora_a or <module>.lora_b"
-            raise refuse(path, cause, tensor=name, fix="only LoRA pairs are supported")
-        other = f"{module}.{'lora_b' if leaf == 'lora_a' else 'lora_a'}"
-        if other not in entries:
-            raise refuse(path, f"has no {other.rpartition('.')[2]}", tensor=name, fix=_AGAIN)
+    for entry in entries.values():
         if entry.dtype not in _FLOATS:
             cause = f"is {entry.dtype}, expected {', '.join(_FLOATS)}"
+            raise refuse(path, cause, tensor=entry.name, fix=_AGAIN)
+    kind = config.get("fine_tune_type", "lora")
+    if kind != "full":
+        _check_pairs(path, entries, kind, config["lora_parameters"]["rank"])
+
+
+def _check_pairs(path: Path, entries: Mapping[str, Entry], kind: str, rank: int) -> None:
+    for name, entry in entries.items():
+        found = _LEAF.fullmatch(name)
+        if found is None or (found["leaf"] == "m" and (kind != "dora" or found["part"])):
+            also = " or <module>.m" if kind == "dora" else ""
+            cause = f"is not <module>.lora_a or <module>.lora_b{also}"
+            raise refuse(path, cause, tensor=name, fix=f"only what {kind} has is supported")
+        leaves = ("lora_a", "lora_b", "m")[: 3 if kind == "dora" else 2]
+        for other in leaves:
+            part = "" if other == "m" else found["part"] or ""
+            if f"{found['module']}.{other}{part}" not in entries:
+                raise refuse(path, f"has no {other}", tensor=name, fix=_AGAIN)
+        if found["leaf"] != "m":
+            _check_rank(entry, found["leaf"], rank)
+        elif len(entry.shape) != 1:
+            cause = f"has shape {clip(entry.shape, 60)}, expected (out,)"
             raise refuse(path, cause, tensor=name, fix=_AGAIN)
-        _check_rank(entry, leaf, rank)
 
 
 def _check_rank(entry: Entry, leaf: str, rank: int) -> None:
@@ -167,7 +201,7 @@ def merge_adapter(params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]
     (E, out, in), (E, rank, in) and (E, out, rank); for an embedding (vocab, dims), (vocab, rank)
     and (rank, dims).
     Errors: CheckpointError if a module is missing, has no weight, has an adapter already, or its
-    shape does not fit.  Source: mlx_lm.tuner.lora.
+    shape does not fit; and for one that is not LoRA on whole layers.  Source: mlx_lm.tuner.lora.
 
     >>> a, b = mx.zeros((64, 2)), mx.zeros((2, 8))
     >>> adapter = Adapter({"lora_parameters": {"rank": 2, "scale": 20.0}},
@@ -176,11 +210,16 @@ def merge_adapter(params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]
     >>> sorted(merged["head"]), merged["head"]["lora_scale"].item()
     (['lora_a', 'lora_b', 'lora_scale', 'weight'], 20.0)
     """
+    if adapter.kind != "lora":
+        fix = "pass the folder to qg.lm.load, which has it"
+        raise refuse(adapter.source, f"is {adapter.kind}, not lora: no factor pair alone", fix=fix)
     merged: dict[str, Any] = dict(params)
     owned: dict[str, Any] = {"": merged}  # the containers copied so far, by path
     for module in adapter.modules:
         found = _own(merged, module, owned, adapter)
         name = f"{module}.lora_a"
+        if name not in adapter.tensors:
+            raise _no(adapter, f"{name}.0", "adapts a part of a layer, which plain code does not have")
         layer = cast("dict[str, Any]", found if isinstance(found, dict) else {})
         weight = layer.get("weight")
         if not isinstance(weight, mx.array | QuantizedTensor):
@@ -190,7 +229,7 @@ def merge_adapter(params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]
             raise refuse(adapter.source, "the module has an adapter already", tensor=name, fix=fix)
         a, b = adapter.tensors[name], adapter.tensors[f"{module}.lora_b"]
         _check_fit(adapter, module, weight.shape, a.shape, b.shape)
-        scale = mx.array(adapter.scale, mx.float32)
+        scale = mx.array(adapter.scale_of(module), mx.float32)
         layer |= {"lora_a": a, "lora_b": b, "lora_scale": scale}
     return merged
 
