@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
-from qgraph.ir.dtypes import promote
+from qgraph.ir.dtypes import F32, promote
 from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
@@ -175,17 +175,14 @@ class Rope(Op):
 
     def reference(self, x: Any, *rest: Any) -> Any:
         """Rotation by position * scale * base^(-2i / dims), or position * scale / freqs[i]."""
-        left = list(rest)
-        offset = np.reshape(left.pop(0) if self.offset is None else self.offset, (-1, 1)).astype(np.int64)
-        half = self.dims // 2
-        if self.base is None:
-            speeds = 1.0 / np.asarray(left[0], np.float64)
-        else:
-            speeds = self.base ** (-np.arange(half, dtype=np.float64) / half)
-        positions: Any = (offset + _np.arange(x.shape[-2])) * self.scale  # (batch or 1, length)
-        angles: Any = positions[..., None] * speeds
-        angles = angles.reshape(len(angles), *[1] * (x.ndim - 3), x.shape[-2], half)
+        angles = self.angles(x.shape[-2]).reference(*rest)
+        rows = len(angles) if angles.ndim > 2 else 1
+        angles = angles.reshape(rows, *[1] * (x.ndim - 3), x.shape[-2], self.dims // 2)
         return self._rotated(np.array(x), np.cos(angles), np.sin(angles))
+
+    def angles(self, length: int) -> RopeAngles:
+        """The op that gives the angles of `length` positions; its operands are those after x."""
+        return RopeAngles(self.dims, self.base, self.scale, self.offset, length)
 
     def _rotated(self, x: Any, cos: Any, sin: Any) -> Any:
         """Pairs are neighbours (traditional), or one from each half."""
@@ -196,6 +193,65 @@ class Rope(Op):
         a, b = x[..., first].copy(), x[..., second].copy()
         x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
         return x
+
+
+@dataclass(frozen=True)
+class RopeAngles(Op):
+    """The angles by which `rope` turns the pairs of features, in f32.
+
+    Operands: the offset where `offset` is None, then the frequencies where `base` is None.
+    Shape: (length, dims / 2); for a batch of offsets (batch, 1, length, dims / 2).
+    """
+
+    name = "rope_angles"
+    flops_per_element = 3
+    dims: int = 0
+    base: float | None = 10000.0
+    scale: float = 1.0
+    offset: int | None = 0
+    length: int = 1
+
+    def infer(self, *rest: TensorType) -> TensorType:
+        """One row for every position."""
+        if len(rest) != (self.offset is None) + (self.base is None):
+            raise ShapeError(f"rope_angles: {len(rest)} operands")
+        half = self.dims // 2
+        if self.offset is None and (not rest[0].dtype.is_int or rest[0].ndim > 1):
+            raise ShapeError(f"rope_angles: an offset {rest[0]}", fix="one integer, or one for each batch")
+        if self.base is None and rest[-1].shape != (half,):
+            raise ShapeError(f"rope_angles: freqs of shape {rest[-1].shape}", fix=f"give dims / 2 = {half}")
+        batch = rest[0].shape if self._batched(rest) else ()
+        return TensorType((*batch, *((1,) if batch else ()), self.length, half), F32)
+
+    def _batched(self, rest: tuple[Any, ...]) -> bool:
+        """Whether every row of the batch has its own offset; the shape (1,) is one offset for all."""
+        return self.offset is None and rest[0].shape not in ((), (1,))
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """What MLX's rope does on a CPU, step by step, so that the bits are the same."""
+        rest, half = list(operands), self.dims // 2
+        offset = rest.pop(0) if self.offset is None else self.offset
+        offset = f"{offset}[:, None, None]" if self._batched(inputs) else offset
+        positions = f"mx.add(mx.arange({self.length}, dtype=mx.float32), {offset})"
+        positions = positions if self.scale == 1 else f"mx.multiply({positions}, {self.scale!r})"
+        if self.base is None:
+            speeds = f"mx.reciprocal({rest[0]})"
+        else:
+            step = float(np.float32(np.float32(math.log(np.float32(self.base))) / np.float32(half)))
+            speeds = f"mx.exp(mx.multiply(mx.arange(0, {-half}, -1, dtype=mx.float32), {step!r}))"
+        return f"mx.multiply(mx.expand_dims({positions}, -1), {speeds})"
+
+    def reference(self, *rest: Any) -> Any:
+        """Position * scale * base^(-2i / dims), or position * scale / freqs[i]."""
+        left, half = list(rest), self.dims // 2
+        given = np.asarray(left.pop(0) if self.offset is None else self.offset)
+        offset = np.reshape(given, (-1, 1, 1) if given.size != 1 else ()).astype(np.int64)
+        if self.base is None:
+            speeds = 1.0 / np.asarray(left[0], np.float64)
+        else:
+            speeds = self.base ** (-np.arange(half, dtype=np.float64) / half)
+        positions: Any = (offset + _np.arange(self.length)) * self.scale
+        return positions[..., None] * speeds
 
 
 @frontend

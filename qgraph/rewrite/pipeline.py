@@ -18,7 +18,7 @@ from qgraph.rewrite.passes import Pass
 from qgraph.rewrite.registry import pass_named
 from qgraph.rewrite.report import Report, make_report
 
-DEFAULT = "canonicalize,fold-transpose,quantize-dot,quantize-take,fuse-lora,guard-indices,legalize"
+DEFAULT = "canonicalize,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,guard-indices,legalize"
 
 NumericCheck = Callable[[Graph, Graph, str], None]
 _numeric: list[NumericCheck] = []

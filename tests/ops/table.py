@@ -211,6 +211,21 @@ def rope(draw, kind):
     return Case(op, [data(draw(seeds), shape, draw(st.sampled_from(FLOATS))), *rest], "sum", 1, 16.0)
 
 
+@entry("rope_angles")
+def rope_angles(draw, kind):
+    dims = draw(st.sampled_from([2, 4, 8]))
+    offset = draw(st.sampled_from([0, 3, None]))
+    base = draw(st.sampled_from([10000.0, 100.0, None]))
+    rest = []
+    if offset is None:
+        batch = draw(st.sampled_from([(), (1,), (3,)]))
+        rest.append(data(draw(seeds), batch, I32, low=0, high=9))
+    if base is None:
+        rest.append(data(draw(seeds), (dims // 2,), F32, low=1.0, high=4.0))
+    op = kind(dims, base, draw(st.sampled_from([1.0, 0.5])), offset, draw(st.integers(1, 5)))
+    return Case(op, rest, "sum", 1, 16.0)
+
+
 @entry("scaled_dot_product_attention")
 def attention(draw, kind):
     b, kv, groups, length, keys, d, dv = (draw(st.integers(1, 4)) for _ in range(7))

@@ -1,0 +1,88 @@
+"""Rotary positions that turn by the same angles → the angles, their cosines and sines computed once.
+
+rope(x, offset)   → concatenate(a * cos - b * sin, a * sin + b * cos)    where the angles serve several x
+
+On a CPU MLX makes the tables anew in every call of rope: twice in each layer of a model. The GPUs' kernels
+make none. The numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import qgraph as qg
+from qgraph.ir import Graph, Node, Value
+from qgraph.ir.origin import Origin, Step, merge_origins
+from qgraph.ops.dispatch import apply, interpreting
+from qgraph.ops.nn import Rope, RopeAngles
+from qgraph.rewrite import Context
+from qgraph.trace.tracer import Trace, Tracer
+
+Key = tuple[RopeAngles, tuple[Value, ...], str]
+
+
+@dataclass(frozen=True)
+class ShareRope(qg.Pass):
+    """Compute the tables of rotary positions once for all layers, on a CPU."""
+
+    name = "share-rope"
+    after = ("canonicalize",)
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """One sweep."""
+        groups: dict[Key, list[Node]] = {}
+        for node in graph.find("rope") if context.device == "cpu" else ():
+            if node.inputs[0].type.ndim == 4:
+                groups.setdefault(_key(node), []).append(node)
+
+        def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
+            group = groups.get(_key(node), []) if node.op.name == "rope" else []
+            if node in group and len(group) > 1 and context.burn():
+                return (_turned(graph, node, inputs, group, context.ordinal),)
+            same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+            return node.outputs if same else graph.builder.add(node.op, inputs, node.origin).outputs
+
+        return graph.rewritten(rebuild)
+
+
+def _key(node: Node) -> Key:
+    """What the tables depend on."""
+    x, *rest = node.inputs
+    assert isinstance(node.op, Rope)
+    return node.op.angles(x.type.shape[2]), tuple(rest), x.type.dtype.name
+
+
+def _turned(graph: Graph, node: Node, inputs: tuple[Value, ...], group: list[Node], ordinal: int) -> Value:
+    """The node by its parts; the tables come from the lines of the whole group."""
+    step = Step("share-rope", "share-rope", ordinal)
+    own, common = merge_origins([node.origin], step), merge_origins([n.origin for n in group], step)
+    op = node.op
+    assert isinstance(op, Rope)
+
+    def under(origin: Origin, function: Any, *values: Value) -> list[Value]:
+        trace = Trace(graph.builder, origin=lambda: origin)
+        with interpreting(trace):
+            made: list[Tracer] = function(*(Tracer(trace, v) for v in values))
+        return [t.value for t in made]
+
+    def tables(*rest: Any) -> list[Any]:
+        angles: Any = apply(op.angles(node.inputs[0].type.shape[2]), *rest)
+        dtype = node.outputs[0].type.dtype.mlx
+        return [qg.cos(angles).astype(dtype), qg.sin(angles).astype(dtype)]
+
+    x, *rest = inputs
+    return under(own, partial(_pairs, op), x, *under(common, tables, *rest))[0]
+
+
+def _pairs(op: Rope, x: Any, cos: Any, sin: Any) -> list[Any]:
+    """Neighbours (traditional) or one from each half, turned; features beyond `dims` stay."""
+    half = op.dims // 2
+    first = x[..., 0 : op.dims : 2] if op.traditional else x[..., :half]
+    second = x[..., 1 : op.dims : 2] if op.traditional else x[..., half : op.dims]
+    turned: list[Any] = [first * cos - second * sin, first * sin + second * cos]
+    if op.traditional:
+        turned = [qg.reshape(qg.stack(turned, -1), (*x.shape[:-1], op.dims))]
+    return [qg.concatenate([*turned, *([x[..., op.dims :]] if op.dims < x.shape[-1] else [])], -1)]
