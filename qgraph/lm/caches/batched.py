@@ -1,0 +1,258 @@
+"""BatchKVCache and BatchRotatingKVCache: rows of different lengths, padded on the left, as the server runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache
+
+from qgraph.capture.state import Held, NotDynamic, Reader, Step
+from qgraph.lm.caches.attention import session
+from qgraph.lm.caches.growing import Window, grown, write
+from qgraph.lm.caches.literal import Literal, put_together
+from qgraph.lm.caches.positions import Position
+from qgraph.lm.caches.sizes import STEP, capacity, window
+
+
+class Padded(Window):
+    """The masks of a buffer whose rows begin after some padding."""
+
+    left_padding: Any
+
+    @property
+    def place(self) -> Hashable:
+        return id(self._begin), self._window, "padded"
+
+    def causal(self, length: int, window_size: int | None = None) -> mx.array | None:
+        mask = super().causal(length, window_size)
+        assert mask is not None
+        padding = mx.expand_dims(self.left_padding, (1, 2, 3))
+        return mask & (padding <= mx.arange(self._window))
+
+
+class _Keys(Padded, BatchKVCache):
+    """A BatchKVCache for one call, the index at which it writes an array."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    _idx: Any
+    _given: Any
+
+    def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array | None:
+        del return_array
+        made = self.causal(N, kwargs.pop("window_size", None))
+        if kwargs:
+            raise NotDynamic(f"a mask with {', '.join(kwargs)}")
+        return None if made is None else session().masked(made, self.place, plain=False)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self._advance(keys.shape[2])
+        at = self._begin.reshape(1)
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+        self.offset = self.offset + keys.shape[2]
+        self._idx = self._idx + keys.shape[2]
+        self._given = None
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        if self._given is None:
+            n = self._window
+            self._given = self.keys[..., :n, :], self.values[..., :n, :]
+            session().fetched(self._given[0], self)
+        return self._given
+
+
+class Keys:
+    """A BatchKVCache that is not empty."""
+
+    __slots__ = ("arrays", "cache", "key", "length", "window")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        at, keys, values = cache._idx, cache.keys, cache.values
+        size, total = keys.shape[2], cache._idx + step.length
+        if total > size or size % STEP:
+            size = capacity(total)
+            keys, values = grown(keys, at, size), grown(values, at, size)
+        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
+        self.key = (BatchKVCache, self.window)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Keys)
+        made.keys, made.values, made.offset, made.left_padding, begin = arrays
+        made._idx, made._given, made._right_padding = Position.counted(begin, 0, self.window), None, None
+        made._open(begin, self.window, self.length)
+        return made, lambda: ([made.keys, made.values, made.offset], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values, cache.offset = arrays
+        cache._idx += after
+
+
+def hold_keys(cache: Any, step: Step) -> Held:
+    """Hold a BatchKVCache."""
+    if cache.keys is None:
+        return Literal(cache, step=capacity(step.length + 1))
+    return Keys(cache, step) if step.dynamic else Literal(cache)
+
+
+class _Growing(_Keys, BatchRotatingKVCache):
+    """A BatchRotatingKVCache for one call, while all that was written is still in it."""
+
+    max_size: int
+
+    def make_mask(
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | None:
+        del return_array
+        made = self.causal(N, window_size or self.max_size)
+        return None if made is None else session().masked(made, self.place, plain=False)
+
+
+class Growing:
+    """A batched rotating cache with room for one more token."""
+
+    __slots__ = ("arrays", "cache", "key", "window")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        at, keys, values, most = cache._idx, cache.keys, cache.values, cache.max_size
+        size = keys.shape[2]
+        if at + 1 > size or size > most or (size % STEP and size != most):
+            size = min(capacity(at + 1), most)
+            keys, values = grown(keys, at, size), grown(values, at, size)
+        self.cache, self.window = cache, min(window(at + 1), size)
+        self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
+        self.key = (BatchRotatingKVCache, "growing", self.window, most)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Growing)
+        made.keys, made.values, made.offset, made.left_padding, begin = arrays
+        made.max_size, made.rotated, made._lengths = self.cache.max_size, False, None
+        made._idx, made._given = Position.counted(begin, 0, self.window), None
+        made._open(begin, self.window, 1)
+        return made, lambda: ([made.keys, made.values, made.offset], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values, cache.offset = arrays
+        cache._idx += after
+        cache._offset += after
+
+
+class _Ring(BatchRotatingKVCache):
+    """A full BatchRotatingKVCache for one token."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    left_padding: Any
+    _at: mx.array
+    _added: int
+
+    @property
+    def place(self) -> Hashable:
+        return id(self._at), self.max_size, "padded"
+
+    def filled(self) -> mx.array | None:
+        return None
+
+    def causal(self, length: int) -> mx.array | None:
+        del length
+        return self.make_mask(1)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if keys.shape[2] != 1 or self._added:
+            raise NotDynamic(f"{keys.shape[2]} positions added to a rotating cache in a call of one token")
+        self._added = 1
+        at = self._at.reshape(1)
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+        self.offset = self.offset + 1
+        self.left_padding = self.left_padding - 1
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        session().fetched(self.keys, self)
+        return self.keys, self.values
+
+    def make_mask(
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | None:
+        del return_array
+        if N != 1:
+            raise NotDynamic(f"a mask for {N} tokens in a call of one")
+        most = self.max_size
+        age = (self._at - mx.arange(most)) % most  # how far back each entry of the ring is
+        place = (most - 1) - age
+        padding = self.left_padding if self._added else self.left_padding - 1
+        mask = place >= mx.expand_dims(padding, (1, 2, 3))
+        mask = mask & (age < (window_size or most))
+        return session().masked(mask, self.place, plain=False)
+
+
+class Ring:
+    """A full batched rotating cache, for one token."""
+
+    __slots__ = ("arrays", "at", "cache", "key")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        keys, values, padding, most = cache.keys, cache.values, cache.left_padding, cache.max_size
+        extra, at = keys.shape[2] - most, cache._idx
+        if extra > 0:
+            keys, values, at = keys[..., extra:, :], values[..., extra:, :], most
+            padding = padding - extra
+        self.cache, self.at = cache, 0 if at == most else at
+        self.arrays = [keys, values, cache.offset, padding, step.number(self.at, "ring")]
+        self.key = (BatchRotatingKVCache, "ring", most)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Ring)
+        made.keys, made.values, made.offset, made.left_padding, made._at = arrays
+        made.max_size, made._added, made._lengths = self.cache.max_size, 0, None
+        return made, lambda: ([made.keys, made.values, made.offset, made.left_padding], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        if not after:
+            return
+        cache = self.cache
+        cache.keys, cache.values, cache.offset, cache.left_padding = arrays
+        cache.rotated, cache._idx = True, self.at + after
+        cache._offset += after
+
+
+class Appended(Literal):
+    """A chunk of a batched rotating cache: as mlx-lm does it, the ring laid out in order before.
+
+    `_offset` counts all positions, but matters only up to the window: beyond, it is no part of the key.
+    """
+
+    __slots__ = ("beyond",)
+
+    def __init__(self, cache: Any) -> None:
+        laid = object.__new__(type(cache))
+        vars(laid).update(vars(cache))
+        laid._temporal_order()
+        self.beyond = max(laid._offset - laid.max_size, 0)
+        laid._offset -= self.beyond
+        super().__init__(laid)
+        self.held = cache
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        state = put_together(after, list(arrays))
+        state["_offset"] += self.beyond
+        vars(self.held).update(state)
+
+
+def hold_rotating(cache: Any, step: Step) -> Held:
+    """Hold a BatchRotatingKVCache."""
+    if cache.keys is None or not step.dynamic:
+        return Literal(cache)
+    if step.length > 1 or cache._lengths is not None:
+        return Appended(cache)
+    if not cache.rotated and cache._idx == cache._offset < cache.max_size:
+        return Growing(cache, step)
+    full = cache.keys.shape[2] >= cache.max_size and (cache.rotated or cache._idx >= cache.max_size)
+    return Ring(cache, step) if full else Literal(cache)

@@ -1,0 +1,99 @@
+"""ChunkedKVCache: attention within chunks of the text; the front is dropped when the buffer is full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ChunkedKVCache
+
+from qgraph.capture.state import Held, NotDynamic, Reader, Step
+from qgraph.lm.caches.attention import session
+from qgraph.lm.caches.growing import Window, grown, write
+from qgraph.lm.caches.literal import Literal
+from qgraph.lm.caches.positions import Position
+from qgraph.lm.caches.sizes import STEP, capacity, window
+
+
+class _Chunk(Window, ChunkedKVCache):
+    """A ChunkedKVCache for one call: where it begins and where it ends are arrays."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    start_position: Any
+    _trims: bool
+
+    def maybe_trim_front(self) -> None:
+        self._trims = True  # done outside of the program, when there is no room
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self._advance(keys.shape[2])
+        at = self._begin.reshape(1)
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+        self.offset = self.offset + keys.shape[2]
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        n = self._window
+        keys, values = self.keys[..., :n, :], self.values[..., :n, :]
+        session().fetched(keys, self)
+        return keys, values
+
+
+class Chunk:
+    """A ChunkedKVCache that is not empty.
+
+    mlx-lm copies the whole buffer for every token once a chunk is full. Here the front is dropped only when
+    the buffer has no room: the model's mask leaves it out in either case, since it is of another chunk.
+    """
+
+    __slots__ = ("arrays", "cache", "key", "length", "start", "window")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        keys, values, start = cache.keys, cache.values, cache.start_position
+        valid = cache.offset - start
+        size = keys.shape[2]
+        if valid + step.length > size or size % STEP:
+            drop = max(valid - cache.chunk_size, 0)
+            start, valid = start + drop, valid - drop
+            size = capacity(valid + step.length)
+            keys, values = (grown(x[..., drop:, :], valid, size) for x in (keys, values))
+        self.cache, self.length, self.start = cache, step.length, start
+        self.window = min(window(valid + step.length), size)
+        self.arrays = [
+            keys,
+            values,
+            step.number(cache.offset),
+            step.number(start, "start"),
+            step.number(valid, "filled"),
+        ]
+        self.key = (ChunkedKVCache, self.window, cache.chunk_size)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Chunk)
+        made.keys, made.values, offset, start, begin = arrays
+        made.chunk_size, made._trims = self.cache.chunk_size, False
+        made.offset = Position.counted(offset, 0, self.window, start)
+        made.start_position = Position.counted(start)
+        made._open(begin, self.window, self.length)
+
+        def read() -> tuple[list[mx.array], int]:
+            if not made._trims:
+                raise NotDynamic("a ChunkedKVCache of a model that never drops its front")
+            return [made.keys, made.values], made._added
+
+        return made, read
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values = arrays
+        cache.start_position = self.start
+        cache.offset += after
+
+
+def hold(cache: Any, step: Step) -> Held:
+    """Hold a ChunkedKVCache."""
+    if cache.keys is None:
+        return Literal(cache, step=capacity(step.length + 1))
+    return Chunk(cache, step) if step.dynamic else Literal(cache)

@@ -1,0 +1,80 @@
+"""Any object held literally: its arrays go in and out, everything else that it holds is part of the key."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import mlx.core as mx
+
+from qgraph.capture.state import NotDynamic, Reader, Step
+
+ARRAY = ("array",)
+PLAIN = (bool, int, float, str, bytes, type(None), mx.Dtype)
+
+
+def taken_apart(value: Any, arrays: list[mx.array]) -> Hashable:
+    """A hashable description of a tree, its arrays appended to `arrays`.
+
+    Errors: NotDynamic for an object that is neither an array, a plain value nor a list, tuple or dict.
+    """
+    if isinstance(value, mx.array):
+        arrays.append(value)
+        return ARRAY
+    if isinstance(value, PLAIN):
+        return ("value", type(value), value)
+    if type(value) in (list, tuple):
+        return (type(value), *(taken_apart(v, arrays) for v in value))
+    if type(value) is dict:
+        return (dict, *((k, taken_apart(v, arrays)) for k, v in value.items()))
+    raise NotDynamic(
+        f"a cache holds a {type(value).__name__}",
+        fix="keep arrays and plain values in it, in lists, tuples and dicts",
+    )
+
+
+def put_together(shape: Any, arrays: list[mx.array]) -> Any:
+    """The tree of a description; `arrays` are taken from the front."""
+    kind = shape[0]
+    if shape is ARRAY or kind == "array":
+        return arrays.pop(0)
+    if kind == "value":
+        return shape[2]
+    if kind is dict:
+        return {k: put_together(v, arrays) for k, v in shape[1:]}
+    return kind(put_together(v, arrays) for v in shape[1:])
+
+
+class Literal:
+    """An object held literally. Exact for any class; a counter in it makes a program for each of its values.
+
+    `settings` are attributes of the stand-in alone, which the class reads (such as a step of growth).
+    """
+
+    __slots__ = ("arrays", "held", "key", "settings", "shape")
+
+    def __init__(self, held: Any, **settings: Any) -> None:
+        self.held, self.settings, self.arrays = held, settings, []
+        self.shape: Hashable = taken_apart(vars(held), self.arrays)
+        self.key: Hashable = (type(held), self.shape, *settings.items())
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(type(self.held))
+        vars(made).update(put_together(self.shape, list(arrays)), **self.settings)
+
+        def read() -> tuple[list[mx.array], Any]:
+            after: list[mx.array] = []
+            state = {k: v for k, v in vars(made).items() if k not in self.settings}
+            shape = taken_apart(state, after)
+            return after, shape
+
+        return made, read
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        vars(self.held).update(put_together(after, list(arrays)))
+
+
+def hold(cache: Any, step: Step) -> Literal:
+    """Hold any object of arrays and plain values."""
+    del step
+    return Literal(cache)

@@ -1,0 +1,230 @@
+"""RotatingKVCache: a window of the text. Before it is full a growing buffer, after that a ring.
+
+A chunk of tokens makes mlx-lm lay the ring out in order and append; that is done here too, the laying out
+outside of the program, so that one program serves every chunk of a length once the window is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import RotatingKVCache
+
+from qgraph.capture.state import Held, NotDynamic, Reader, Step
+from qgraph.lm.caches.attention import session
+from qgraph.lm.caches.growing import Window, grown, write
+from qgraph.lm.caches.literal import Literal
+from qgraph.lm.caches.positions import Position
+from qgraph.lm.caches.sizes import STEP, capacity, window
+
+
+class _Growing(Window, RotatingKVCache):
+    """A RotatingKVCache for one call, while all that was written is still in it."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    _given: Any
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self._advance(keys.shape[2])
+        at = self._begin.reshape(1)
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+        self.offset = self.offset + keys.shape[2]
+        self._given = None
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        if self._given is None:
+            n = self._window
+            whole = n == self.keys.shape[2]
+            self._given = (
+                (self.keys, self.values) if whole else (self.keys[..., :n, :], self.values[..., :n, :])
+            )
+            session().fetched(self._given[0], self)
+        return self._given
+
+
+class Growing:
+    """A rotating cache with room for the tokens of this call: the program of a KVCache."""
+
+    __slots__ = ("arrays", "cache", "key", "length", "window")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        offset, keys, values = cache.offset, cache.keys, cache.values
+        size, total, most = keys.shape[2], cache.offset + step.length, cache.max_size
+        if total > size or size > most or (size % STEP and size != most):
+            size = min(capacity(total), most)
+            keys, values = grown(keys, offset, size), grown(values, offset, size)
+        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.arrays = [keys, values, step.number(offset)]
+        self.key = (RotatingKVCache, "growing", self.window, most)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Growing)
+        made.keys, made.values, begin = arrays
+        made.keep, made.max_size = self.cache.keep, self.cache.max_size
+        made.offset, made._given = Position.counted(begin, 0, self.window), None
+        made._open(begin, self.window, self.length)
+        return made, lambda: ([made.keys, made.values], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values = arrays
+        cache.offset += after
+        cache._idx = cache.offset
+
+
+class _Ring(RotatingKVCache):
+    """A full RotatingKVCache for one token."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    _at: mx.array
+    _rolled: mx.array
+    _added: int
+
+    @property
+    def place(self) -> Hashable:
+        return id(self._rolled), self.max_size
+
+    def filled(self) -> mx.array | None:
+        return None
+
+    def causal(self, length: int) -> mx.array | None:
+        del length
+        return None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if keys.shape[2] != 1 or self._added:
+            raise NotDynamic(f"{keys.shape[2]} positions added to a rotating cache in a call of one token")
+        self._added = 1
+        at = self._at.reshape(1)
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+        self.offset = self.offset + 1
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        session().fetched(self.keys, self)
+        return self.keys, self.values
+
+    def make_mask(
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | None:
+        del return_array
+        if N != 1:
+            raise NotDynamic(f"a mask for {N} tokens in a call of one")
+        if window_size is None or self.max_size <= window_size:
+            return None
+        # Of a ring whose newest entry is at `rolled`, those that are at most window_size back.
+        back = (self._rolled - mx.arange(self.max_size)) % self.max_size
+        return session().masked(back < window_size, self.place, plain=False)
+
+
+class Ring:
+    """A full rotating cache, for one token."""
+
+    __slots__ = ("arrays", "at", "cache", "key")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        keys, values, most, keep, at = cache.keys, cache.values, cache.max_size, cache.keep, cache._idx
+        extra = keys.shape[2] - most
+        if extra > 0:
+            keys, values, at = cache._trim(extra, keys), cache._trim(extra, values), most
+        rolled = 0 if cache._idx >= most else cache._idx
+        self.cache, self.at = cache, keep if at == most else at
+        self.arrays = [
+            keys,
+            values,
+            step.number(cache.offset),
+            step.number(self.at, "ring"),
+            step.number(rolled, "rolled"),
+        ]
+        self.key = (RotatingKVCache, "ring", most, keep)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Ring)
+        made.keys, made.values, begin, made._at, made._rolled = arrays
+        made.keep, made.max_size = self.cache.keep, self.cache.max_size
+        made.offset, made._added = Position.counted(begin), 0
+        return made, lambda: ([made.keys, made.values], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values = arrays
+        cache.offset += after
+        cache._idx = self.at + after
+
+
+class _Appended(RotatingKVCache):
+    """A RotatingKVCache for one chunk: what is kept in order, then the chunk."""
+
+    keys: Any
+    values: Any
+    offset: Any
+    _before: int
+    _added: int
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if self._added:
+            raise NotDynamic("a rotating cache is updated twice in a call")
+        self._added = keys.shape[2]
+        self.keys = mx.concatenate([self.keys, keys], axis=2)
+        self.values = mx.concatenate([self.values, values], axis=2)
+        self.offset = self.offset + self._added
+        return self.keys, self.values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        return self.keys, self.values
+
+    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
+        size = window_size or self.max_size
+        if self._before + N > size or return_array:
+            return create_causal_mask(N, self._before, window_size=size)
+        return "causal"
+
+
+class Appended:
+    """A rotating cache that a chunk is appended to, and which then drops what is out of the window."""
+
+    __slots__ = ("arrays", "before", "cache", "key")
+
+    def __init__(self, cache: Any, step: Step) -> None:
+        keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
+        extra = keys.shape[2] - cache.max_size + 1
+        if extra > 0:
+            keys, values = cache._trim(extra, keys), cache._trim(extra, values)
+        self.cache, self.before = cache, min(cache.max_size - 1, cache.offset)
+        self.arrays = [keys, values, step.number(cache.offset)]
+        self.key = (RotatingKVCache, "chunk", cache.max_size, self.before)
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        made = object.__new__(_Appended)
+        made.keys, made.values, begin = arrays
+        made.keep, made.max_size = self.cache.keep, self.cache.max_size
+        made.offset, made._before, made._added = Position.counted(begin), self.before, 0
+        return made, lambda: ([made.keys, made.values], made._added)
+
+    def commit(self, arrays: list[mx.array], after: Any) -> None:
+        cache = self.cache
+        cache.keys, cache.values = arrays
+        cache.offset += after
+        if after:
+            cache._idx = cache.keys.shape[2]
+
+
+def hold(cache: Any, step: Step) -> Held:
+    """Hold a RotatingKVCache."""
+    if cache.keys is None or not step.dynamic:
+        return Literal(cache)
+    whole = cache._idx == cache.offset
+    if whole and cache.offset + step.length <= cache.max_size:
+        return Growing(cache, step)
+    if step.length > 1:
+        return Appended(cache, step)
+    full = cache.keys.shape[2] >= cache.max_size and cache.offset >= cache.max_size
+    return Ring(cache, step) if full else Literal(cache)
