@@ -75,6 +75,14 @@ def test_a_table_that_nobody_shares_stays_a_rope():
     assert ops(agree(f, normal(1, 2, 3, 8))) == {"rope": 1}
 
 
+def test_offsets_in_two_arrays_are_two_tables():
+    @qg.jit(pipeline=PIPELINE)
+    def f(x, at, other):
+        return [qg.rope(x, 8, traditional=False, base=1e4, scale=1.0, offset=o) for o in (at, other)]
+
+    assert ops(agree(f, normal(1, 2, 3, 8), mx.array(3), mx.array(5))) == {"rope": 2}
+
+
 ROPES = """graph(%x: f32[1,2,3,8], %y: f32[1,4,3,8]) {
     %a = rope{dims=8, traditional=False, base=10000.0, scale=1.0, offset=0}(%x) : f32[1,2,3,8]
     %b = rope{dims=8, traditional=False, base=10000.0, scale=1.0, offset=0}(%y) : f32[1,4,3,8]
