@@ -5,6 +5,7 @@ dot(x, w)              → quantized_matmul(x, w, transpose=False)    w stored (
 dot(w, x)              → transpose(dot(transpose(x), transpose(w)))
 dot(w1, w2)            → dot of the larger one with the smaller one dequantized
 gather_mm(x, w, …)     → gather_qmm(x, w, …)                        mixture of experts
+addmm(c, x, w)         → add(dot(x, w), c)                          which the above then meet; either side
 
 The frontends bring einsum, tensordot, inner and vecdot to this form. Any view of a weight that keeps
 its groups whole is still packed here, whatever axes it permuted.
@@ -18,6 +19,7 @@ from typing import Any
 import qgraph as qg
 from qgraph.ir.dtypes import DType, promote
 from qgraph.ops.dispatch import apply
+from qgraph.ops.linear import AddMm
 from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph_passes.fold_transpose import ComposeTransposes
 
@@ -76,6 +78,37 @@ class BothOperands(qg.Rule):
         return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
 
 
+class SplitAddMm(qg.Rule):
+    """addmm(c, x, w) → add(alpha * dot(x, w), beta * c): no quantized kernel adds."""
+
+    def pattern(self, c: qg.Array, x: qg.Array, w: qg.Quantized) -> Any:
+        return qg.addmm(c, x, w)
+
+    def rewrite(self, m: qg.Match, c: Any, x: Any, w: Any) -> qg.Array:
+        return _split(m, c, x, w)
+
+
+class SplitAddMmLeft(qg.Rule):
+    """The same with a packed left operand."""
+
+    def pattern(self, c: qg.Array, w: qg.Quantized, x: qg.Array) -> Any:
+        return qg.addmm(c, w, x)
+
+    def rewrite(self, m: qg.Match, c: Any, w: Any, x: Any) -> qg.Array:
+        return _split(m, c, w, x)
+
+
+def _split(m: qg.Match, c: Any, a: Any, b: Any) -> qg.Array:
+    """Both parts in the dtype of the sum, as they are in MLX's kernel."""
+    op = m.root.op
+    assert isinstance(op, AddMm)
+    dtype = m.type.dtype.mlx
+    product: Any = qg.astype(qg.dot(a, b), dtype)
+    product = product if op.alpha == 1 else qg.multiply(product, op.alpha)
+    c = qg.astype(c, dtype)
+    return qg.add(product, c if op.beta == 1 else qg.multiply(c, op.beta))
+
+
 class Gather(Product):
     """gather_mm(x, w, …) → gather_qmm(x, w, …)."""
 
@@ -124,4 +157,7 @@ class QuantizeDot(qg.Pass):
 
     name = "quantize-dot"
     after = ("fold-transpose",)
-    rules = (BothOperands, RightOperand, LeftOperand, GatherBoth, GatherOne, GatherNone, ComposeTransposes)
+    rules = (
+        *(SplitAddMm, SplitAddMmLeft, BothOperands, RightOperand, LeftOperand),
+        *(GatherBoth, GatherOne, GatherNone, ComposeTransposes),
+    )

@@ -12,13 +12,13 @@ from qgraph.ir.text import names_of, print_node
 from qgraph.ops.quantized import KERNELS
 from qgraph.rewrite.context import Context
 
-READERS = ("dot", "gather_mm", "take")  # ops that have a quantized kernel
+READERS = ("dot", "addmm", "gather_mm", "take")  # ops that have a quantized kernel
 UNPACKING = "dequantize"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One dot, take or gather_mm with a quantized operand, or another op that needs its numbers."""
+    """One dot, addmm, take or gather_mm with a quantized operand, or another op that needs its numbers."""
 
     text: str  # the node as traced
     op: str

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from qgraph.capture.primitives.table import Primitive, primitive
 from qgraph.ir import Value
 from qgraph.ir.dtypes import BF16, DType
-from qgraph.ir.types import TensorType
 from qgraph.ops.creation import Arange
+from qgraph.ops.elementwise import Cast
+from qgraph.ops.indexing import Take
 from qgraph.ops.linear import AddMm, Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
-from qgraph.ops.quantized import Dequantize, Quantize, QuantizedMatmul
+from qgraph.ops.quantized import Dequantize, Quantize, QuantizedMatmul, QuantizedTake
 from qgraph.ops.shape import Broadcast, Reshape
 from qgraph.ops.storage import Pack, QuantizeParts
 from qgraph.quant import Quantization
@@ -116,8 +117,18 @@ def quantize(p: Primitive) -> Value | Sequence[Value]:
     q = scheme(group_size, bits, mode)
     if not back:
         return p.node(QuantizeParts(q), *p.inputs)
-    out = p.outputs[0].dtype
-    return p.add(Dequantize(), packed(p, p.inputs, q, out))
+    dtype = p.outputs[0].dtype
+    out = _rows(p, q, dtype) or p.add(Dequantize(), packed(p, p.inputs, q, dtype))
+    return out if out.type.dtype is dtype else p.add(Cast(dtype), out)
+
+
+def _rows(p: Primitive, q: Quantization, dtype: DType) -> Value | None:
+    """Rows of an embedding: what `quantized_take` reads of words, scales and biases by the same indices."""
+    taken = [v.node.inputs for v in p.inputs if isinstance(v.op, Take) and v.op.axis == 0]
+    if len(taken) < len(p.inputs) or len({index for _, index in taken}) > 1 or taken[0][0].type.ndim < 2:
+        return None
+    whole = packed(p, [part for part, _ in taken], q, dtype)
+    return p.add(QuantizedTake(0), whole, taken[0][1])
 
 
 def packed(p: Primitive, parts: Sequence[Value], q: Quantization, dtype: DType) -> Value:
@@ -128,14 +139,8 @@ def packed(p: Primitive, parts: Sequence[Value], q: Quantization, dtype: DType) 
     scales = parts[1].type.dtype
     logical = scales if q.has_biases else dtype if dtype.is_float else BF16
     made = parts[0].node
-    if isinstance(made.op, QuantizeParts) and tuple(parts[: len(made.outputs)]) == made.outputs:
-        whole = p.add(Quantize(made.op.quantization), *made.inputs)
-        if made.op.quantization == q and whole.type.dtype is logical:
+    if made.op == QuantizeParts(q) and tuple(parts) == (*made.outputs, *made.inputs[1:]):
+        whole = p.add(Quantize(q), *made.inputs)
+        if whole.type.dtype is logical:
             return whole
     return p.add(Pack(q, logical), *parts)
-
-
-def dequantized_type(parts: Sequence[Value], q: Quantization, dtype: DType) -> TensorType:
-    """The type of the numbers that arrays store."""
-    words = parts[0].type.shape
-    return TensorType((*words[:-1], words[-1] * 32 // q.bits), dtype)
