@@ -7,10 +7,11 @@ import re
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -20,6 +21,7 @@ from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph._jit import labels_of, without_collector
 from qgraph.capture.capture import capture
 from qgraph.capture.state import HOLDS, Held, NotDynamic, Step
+from qgraph.capture.unify import unify
 from qgraph.capture.weights import Weights
 from qgraph.execute.eager import stored
 from qgraph.execute.program import Program, compiling
@@ -139,7 +141,8 @@ class ModuleProgram:
             self._cache.clear()
 
     def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return type(self._module)._qgraph_original.__call__(self._module, *args, **kwargs)
+        kind = cast(Any, type(self._module))
+        return kind._qgraph_original.__call__(self._module, *args, **kwargs)
 
     def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Prepared, ModuleEntry]:
         """The call and its program, captured if there is none yet."""
@@ -212,6 +215,7 @@ class ModuleProgram:
         inputs = [builder.input(n, type_of(x)) for n, x in zip(labels, given, strict=True)]
         shadow = self._weights.shadow()
         spec: list[Any] = []
+        types: list[mx.array] = []
         held: list[tuple[int, Any]] = []
         changed: list[int] = []
         n, m = len(call.weights), len(call.weights) + len(call.leaves)
@@ -233,10 +237,10 @@ class ModuleProgram:
             changed.extend(i for i, _ in replaced)
             return leaves + [x for _, x in replaced]
 
-        types: list[mx.array] = []
         captured = capture(flat, inputs, builder, paths=shadow.paths)
-        result = self.pipeline.run(captured.graph)
-        out = tuple(v.type for v in captured.graph.outputs[: len(types)])
+        graph = unify(captured.graph)
+        result = self.pipeline.run(graph)
+        out = tuple(v.type for v in graph.outputs[: len(types)])
         program = Program(result.graph)
         return ModuleEntry(result, program, captured.captures, spec, out, (), tuple(held), tuple(changed))
 
@@ -251,29 +255,29 @@ def _place(x: mx.array, arrays: list[mx.array], found: dict[int, int]) -> int:
 
 def _set_aside(tree: Any, objects: list[Any]) -> Any:
     """The tree with a `Place` for every object that is held; the objects go to `objects`, each once."""
-    kind = type(tree)
+    kind = cast(Any, type(tree))
     if kind in HOLDS:
         for i, x in enumerate(objects):
             if x is tree:
                 return Place(i)
         objects.append(tree)
         return Place(len(objects) - 1)
-    if kind is list or kind is tuple:
-        return kind([_set_aside(x, objects) for x in tree])
-    if kind is dict:
-        return {key: _set_aside(x, objects) for key, x in tree.items()}
-    return tree
+    return _mapped(tree, lambda x: _set_aside(x, objects))
 
 
 def _put_back(tree: Any, objects: list[Any]) -> Any:
-    kind = type(tree)
+    kind = cast(Any, type(tree))
     if kind is Place:
         return objects[tree.number]
+    return _mapped(tree, lambda x: _put_back(x, objects))
+
+
+def _mapped(tree: Any, inner: Callable[[Any], Any]) -> Any:
+    """The tree with its items replaced; anything but a plain list, tuple or dict has none."""
+    kind: Any = cast(Any, type(tree))
     if kind is list or kind is tuple:
-        return kind([_put_back(x, objects) for x in tree])
-    if kind is dict:
-        return {key: _put_back(x, objects) for key, x in tree.items()}
-    return tree
+        return kind(map(inner, tree))
+    return {key: inner(x) for key, x in tree.items()} if kind is dict else tree
 
 
 def _labels(weights: Weights, call: Prepared) -> list[str]:
@@ -308,8 +312,9 @@ def optimize_module(module: Any, pipeline: Pipeline, maxsize: int, fallback: boo
     """An object like `module`, sharing its attributes and children, that runs compiled."""
     if "mlx_lm.models.cache" in sys.modules:
         import_module("qgraph.lm.caches").register()
-    kind = _optimized_class(getattr(type(module), "_qgraph_original", type(module)))
-    fast = kind.__new__(kind)
+    original = cast(Any, type(module))
+    kind: Any = _optimized_class(getattr(original, "_qgraph_original", original))
+    fast: Any = kind.__new__(kind)
     dict.update(fast, module)
     fast.__dict__.update(module.__dict__)
     fast.__dict__["qgraph"] = ModuleProgram(fast, pipeline, maxsize, fallback)

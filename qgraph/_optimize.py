@@ -1,11 +1,12 @@
-"""`qg.optimize`: unmodified MLX code, captured by MLX's own tracer, rewritten, and run as a drop-in replacement."""
+"""`qg.optimize`: unmodified MLX code, captured by MLX's own tracer, rewritten, run in its place."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -23,7 +24,7 @@ from qgraph.trace.twice import Traced
 
 
 class OptimizedFunction(JitFunction):
-    """A function written for MLX's arrays, compiled by qgraph; made by `qg.optimize`. Call it as the original."""
+    """A function of MLX's arrays, compiled by qgraph; made by `qg.optimize`. Call it as the original."""
 
     def __init__(
         self, function: Callable[..., Any], pipeline: Pipeline, maxsize: int, fallback: bool = False
@@ -67,7 +68,7 @@ class OptimizedFunction(JitFunction):
 
 
 def _evaluated(outer: list[Any]) -> list[mx.array]:
-    """The arrays that a function reads from outside, with their numbers: lazy ones would be traced as well."""
+    """The arrays that a function reads from outside, evaluated: lazy ones would be traced as well."""
     found = [x for x in outer if isinstance(x, mx.array)]
     mx.eval(found)
     return found
@@ -109,12 +110,10 @@ def optimize(
     >>> fast(mx.ones((1, 64))).shape, fast.qgraph.report(mx.ones((1, 64))).counts()
     ((1, 32), {'quantized_matmul': 1})
     """
-    import mlx.nn as nn
-
     passes = Pipeline.parse(pipeline or DEFAULT)
     if strict:
         passes = passes.with_option("strict", True)
-    if isinstance(target, nn.Module):
+    if isinstance(target, import_module("mlx.nn").Module):
         return optimize_module(target, passes, maxsize, fallback)
     if isinstance(target, (str, Path)):
         return OptimizedFunction(_imported(Path(target)), passes, maxsize, fallback)
@@ -131,7 +130,7 @@ def _imported(path: Path) -> Callable[..., Any]:
     if not path.is_file():
         raise QGraphError(f"{path.name}: no such file", fix="pass a file written by mx.export_function")
     try:
-        function: Any = mx.import_function(str(path))
+        function = cast(Any, mx.import_function(str(path)))
     except (RuntimeError, ValueError) as error:
         raise QGraphError(
             f"{path.name} is not a function that MLX can import: {error}", fix="export it again"

@@ -1,8 +1,8 @@
 """Operations kept whole during a capture, which MLX on a CPU would expand into primitives at once.
 
-While a model is captured, `mx.fast.rms_norm` and its like are replaced: the call notes the op and its operands,
-and returns a stand-in of the right type. The stand-in is a broadcast of a constant that nobody else has, so that
-it can be told in what the tracer reports; the operands become additional outputs of the traced function.
+While a model is captured, `mx.fast.rms_norm` and its like are replaced: the call notes the op and its
+operands, and returns a stand-in of the right type. The stand-in is a broadcast of a constant that nobody else
+has, so that it can be told in what the tracer reports; the operands become further outputs of the function.
 """
 
 from __future__ import annotations
@@ -97,12 +97,7 @@ class Cutter:
                 continue  # nothing reads it
             # A shape of ones only is the constant itself: MLX makes no broadcast that changes nothing.
             outputs = tuple(
-                f"unread {i} {id(cut)}"
-                if p is None
-                else p
-                if all(n == 1 for n in t.shape) and t.shape
-                else made_of[p]
-                for i, (p, t) in enumerate(zip(places, cut.types, strict=True))
+                f"unread {id(cut)}.{i}" if p is None else made_of.get(p, p) for i, p in enumerate(places)
             )
             record = Record(cut.name, inputs, outputs, cut.types, cut.arguments)
             steps.append(Step(record, cut.meaning, cut.source))
@@ -194,7 +189,7 @@ def _replaced(cutter: Cutter, real: Any, cut: Callable[..., Any]) -> Any:
             try:
                 return cut(cutter, *args, **kwargs)
             except (QGraphError, TypeError, KeyError):
-                pass  # a call that qgraph's op does not take is MLX's to judge, and is expanded if it is right
+                pass  # a call that qgraph's op does not take is MLX's to judge, and expanded if right
         return real(*args, **kwargs) if stream is None else real(*args, stream=stream, **kwargs)
 
     return call

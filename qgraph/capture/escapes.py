@@ -1,4 +1,4 @@
-"""What cannot be captured: MLX's exceptions become errors that name the module, the user's line, and the way out."""
+"""What cannot be captured: MLX's exceptions as errors that name the module, the line and the way out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADVICE = {
 
 
 def escaped(error: Exception, module: str) -> Exception:
-    """The error to raise for `error`, raised while a function was captured; `error` itself if it is the user's own."""
+    """What to raise for `error`, raised while a function was captured: itself, if it is the user's own."""
     text = str(error)
     source = user_line(error.__traceback__)
     where = source.sentence() if source else None

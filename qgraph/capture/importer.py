@@ -1,10 +1,10 @@
-"""From what MLX's tracer reports to a graph: every record becomes nodes, those of the outputs first needed."""
+"""From what MLX's tracer reports to a graph: every record becomes nodes when they are first needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -116,9 +116,8 @@ def literal_constant(builder: Builder, x: mx.array) -> Value | None:
     dtype = dtype_of(x.dtype)
     if x.size > SMALL or dtype.is_complex:
         return None
-    flat = x.reshape(-1).tolist()
-    assert isinstance(flat, list)
-    return builder.add(Constant(tuple(flat), tuple(x.shape), dtype)).outputs[0]  # pyright: ignore[reportUnknownArgumentType]
+    flat: Any = x.reshape(-1).tolist()
+    return builder.add(Constant(tuple(flat), tuple(x.shape), dtype)).outputs[0]
 
 
 def _shown(record: Record) -> str:

@@ -56,7 +56,7 @@ def record(function: Flat, arrays: Sequence[mx.array]) -> Recording:
             found[message["type"]] = message
 
     with _plain_tracing():
-        mx.export_function(note, lambda *given: list(function(*given)), tuple(arrays))
+        mx.export_function(note, function, tuple(arrays))
     return Recording(
         tuple(name for name, _, _ in found["inputs"]["inputs"]),
         tuple(name for name, _, _ in found["outputs"]["outputs"]),
@@ -91,9 +91,14 @@ def _plain_tracing() -> Generator[None]:
 def _compile_is_on() -> bool:
     """Whether MLX compiles: it cannot be asked, but a compiled function is run by Python once only."""
     runs: list[int] = []
-    probe: Any = mx.compile(lambda x: runs.append(1) or x)
-    x = mx.zeros(1)
-    probe(x), probe(x)
+
+    def probe(x: mx.array) -> mx.array:
+        runs.append(1)
+        return x
+
+    compiled: Any = mx.compile(probe)
+    for _ in range(2):
+        compiled(mx.zeros(1))
     return len(runs) == 1
 
 
@@ -107,5 +112,5 @@ def address(x: mx.array) -> int:
     import numpy as np
 
     bits = x if x.dtype != mx.bfloat16 else x.view(mx.uint16)
-    view: Any = np.array(bits, copy=False)
-    return view.__array_interface__["data"][0]
+    array: Any = np.array
+    return array(bits, copy=False).__array_interface__["data"][0]

@@ -103,9 +103,7 @@ def calling_line() -> Source:
 
 @cache
 def _of_mlx(file: str) -> bool:
-    import mlx.nn as nn
-
-    return Path(file).is_relative_to(Path(nn.__file__).parent.parent)
+    return Path(file).is_relative_to(Path(mx.__file__).parent)
 
 
 @dataclass(frozen=True)

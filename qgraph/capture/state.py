@@ -6,7 +6,7 @@ the model did to it comes out as arrays, which are stored back into the very obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ class Held(Protocol):
         ...
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        """What the model is given while it is captured, holding `arrays`; and the reader of what it holds after.
+        """What the model is given during a capture, holding `arrays`; and the reader of what it holds after.
 
         Called with traced arrays during a capture; with real ones it must work as well. The reader returns
         the arrays, which the program then returns, and what else `commit` has to know: things that are the
@@ -41,7 +41,7 @@ class Held(Protocol):
         ...
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
-        """Store what the program returned in the user's object; `after` is what the reader gave at capture."""
+        """Store what the program returned in the user's object; `after` is what the reader gave."""
         ...
 
 
@@ -89,7 +89,7 @@ def holder(kind: type) -> Hold | None:
 
 
 @contextmanager
-def around() -> Iterator[None]:
+def around() -> Generator[None]:
     """Around the model's own code, at capture, inside whatever else is patched: what the stand-ins need.
 
     Errors: NotDynamic, at the end, where the model was not seen to respect a stand-in.

@@ -1,10 +1,10 @@
-"""The arrays of a module: read at every call, and replaced in a copy of its structure while it is captured."""
+"""The arrays of a module: read at every call, replaced in a copy of its structure during a capture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -47,11 +47,11 @@ class Weights:
             seen.add(id(holder))
             self._sizes.append((holder, len(holder)))
             inner: list[tuple[str, Any]] = []
-            for key, x in _items(holder):
+            for key, x in _parts_together(holder):
                 name = f"{path}.{key}" if path else str(key)
                 if isinstance(x, (mx.array, QuantizedTensor)):
                     self.slots.append(Slot(name, holder, key))
-                elif isinstance(x, (dict, list)):
+                elif _is_holder(x):
                     self._links.append((holder, key, x))
                     inner.append((name, x))
             waiting += reversed(inner)
@@ -82,7 +82,30 @@ class Weights:
 
 
 def _items(holder: Any) -> Iterator[tuple[Any, Any]]:
-    return iter(enumerate(holder)) if isinstance(holder, list) else iter(holder.items())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    items: Any = enumerate(holder) if _is_list(holder) else holder.items()
+    return iter(items)
+
+
+def _is_tuple(x: object) -> bool:
+    return type(x) is tuple
+
+
+def _is_list(x: object) -> bool:
+    return isinstance(x, list)
+
+
+def _is_holder(x: object) -> bool:
+    """A module is a dict."""
+    return isinstance(x, (dict, list))
+
+
+def _parts_together(holder: Any) -> list[tuple[Any, Any]]:
+    """The items, with the arrays that store a quantized weight one after the other."""
+    items = list(_items(holder))
+    parts = [key for key in ("weight", "scales", "biases") if not _is_list(holder) and key in holder]
+    if "scales" in parts:
+        items = [(key, holder[key]) for key in parts] + [item for item in items if item[0] not in parts]
+    return items
 
 
 class Shadow:
@@ -105,23 +128,23 @@ class Shadow:
         found = self._copies.get(id(x))
         if found is not None:
             return found
-        if isinstance(x, list):
+        if _is_list(x):
             made: Any = []
             self._copies[id(x)] = made
-            made += [self._copy(y) for y in x]  # pyright: ignore[reportUnknownVariableType]
-        elif isinstance(x, dict):
-            made = _empty_like(x)  # pyright: ignore[reportUnknownArgumentType]
-            self._copies[id(x)] = made  # pyright: ignore[reportUnknownArgumentType]
-            dict.update(made, {key: self._copy(y) for key, y in x.items()})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportUnknownMemberType]
-        elif type(x) is tuple and any(isinstance(y, (dict, list)) for y in x):  # pyright: ignore[reportUnknownVariableType]
-            made = self._copies[id(x)] = tuple(self._copy(y) for y in x)  # pyright: ignore[reportUnknownVariableType]
+            made += [self._copy(y) for y in x]
+        elif _is_holder(x):
+            made = _empty_like(x)
+            self._copies[id(x)] = made
+            dict.update(made, {key: self._copy(y) for key, y in x.items()})
+        elif _is_tuple(x) and any(map(_is_holder, x)):
+            made = self._copies[id(x)] = tuple(self._copy(y) for y in x)
         else:
             return x
         self._kept.append(x)  # so that its id is not given to another
         return made
 
     def _name(self, x: Any, path: str) -> None:
-        if id(x) in self.paths or not isinstance(x, (dict, list)):
+        if id(x) in self.paths or not _is_holder(x):
             return
         self.paths[id(x)] = path
         for key, y in _items(x):
@@ -154,13 +177,14 @@ def _original(slot: Slot) -> Any:
     return slot.holder[slot.key]
 
 
-def _empty_like(x: dict[Any, Any]) -> Any:
+def _empty_like(x: Any) -> Any:
     """An empty dict; for a module an instance with its attributes, which reports its calls."""
-    kind = type(x)
+    kind = cast(Any, type(x))
     if kind is dict:
         return {}
     state: dict[str, Any] | None = getattr(x, "__dict__", None)
-    watching = watched(getattr(kind, "_qgraph_original", kind)) if callable(x) else kind
+    original: Any = getattr(kind, "_qgraph_original", kind)
+    watching: Any = watched(original) if callable(x) else kind
     made = watching.__new__(watching)
     if state is not None:
         made.__dict__.update(state)
