@@ -7,6 +7,7 @@ from qgraph_passes.guard_indices import GuardIndices as GuardIndices
 from qgraph_passes.legalize import Legalize as Legalize
 from qgraph_passes.quantize_dot import QuantizeDot as QuantizeDot
 from qgraph_passes.quantize_take import QuantizeTake as QuantizeTake
+from qgraph_passes.raise_fast import RaiseFast as RaiseFast
 from qgraph_passes.share_rope import ShareRope as ShareRope
 
-ALL = (Canonicalize, FoldTranspose, QuantizeDot, QuantizeTake, FuseLora, ShareRope, GuardIndices, Legalize)
+ALL = (Canonicalize, RaiseFast, FoldTranspose, QuantizeDot, QuantizeTake, FuseLora, ShareRope, GuardIndices, Legalize)
