@@ -109,6 +109,11 @@ def _classes(config: Mapping[str, Any], kind: str) -> tuple[Any, Any]:
             raise ImportError(name)
         module = importlib.import_module(f"mlx_lm.models.{name}")
         return module.Model, module.ModelArgs
+    except SystemExit:  # of olmo, which wants a package of its own
+        raise CheckpointError(
+            f"config.json: mlx-lm's {clip(kind, 40)} needs a package that is not installed",
+            fix=f"import mlx_lm.models.{clip(name, 40)}, which says what it needs",
+        ) from None
     except (ImportError, AttributeError):
         near = difflib.get_close_matches(kind, known_types(), 2)
         hint = f": did you mean {' or '.join(near)}?" if near else ""

@@ -105,7 +105,8 @@ def _read(
         if name not in parts
     }
     _check_places(folder, shapes, places)
-    _evaluate(folder, arrays, progress)
+    order = {name: i for i, name in enumerate(layout.entries)}  # that of the files
+    _evaluate(folder, {n: arrays[n] for n in sorted(arrays, key=lambda n: order.get(n, -1))}, progress)
     for header in layout.headers:
         check_unchanged(header)
     check_finite(triplets, arrays)
@@ -152,14 +153,14 @@ def _logical(packed: tuple[int, ...], scheme: Quantization) -> tuple[int, ...]:
 
 def _check_places(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Slot]) -> None:
     for what, names in (
-        ("the model has no", [name for name in shapes if name not in places]),
+        ("the model has no", sorted(name for name in shapes if name not in places)),
         ("there is no", [name for name in places if name not in shapes]),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise _not_those(folder, f"{what} {clip(names[0], 80)}{more}")
-    for name, shape in shapes.items():
-        wanted = places[name].value.shape
+    for name, place in places.items():
+        shape, wanted = shapes[name], place.value.shape
         if shape != wanted:
             raise _not_those(folder, f"{clip(name, 60)} is {clip(shape, 40)}, not {clip(wanted, 40)}")
 

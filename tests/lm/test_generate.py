@@ -13,8 +13,6 @@ from click.testing import CliRunner, Result
 
 import qgraph as qg
 from qgraph.cli.generate import generate
-from qgraph.lm.models import find_model
-from qgraph_examples.qwen3 import Config
 from tests.lm.peer import TINY, write, write_adapter
 
 
@@ -142,16 +140,18 @@ def test_an_empty_prompt_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "no installed package implements model_type 'gpt2'"),
+        ({"model_type": "qwen33"}, "mlx-lm has no model_type 'qwen33': did you mean qwen3"),
         ({"model_type": None}, "config.json has no model_type"),
-        ({"head_dim": None}, "head_dim missing or no number"),
-        ({"head_dim": "32"}, "head_dim missing or no number"),
-        ({"vocab_size": 97}, "config.json has vocab_size 97, the embedding or the head has 96"),
-        ({"rope_scaling": "linear"}, "rope_scaling '?' is not supported"),
-        ({"head_dim": 16}, "rms_norm"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn' is not supported"),
-        ({"num_hidden_layers": 5}, "not those that config.json describes"),
-        ({"tie_word_embeddings": False}, "not those that config.json describes"),
+        ({"head_dim": None}, "missing 1 required positional argument: 'head_dim'"),
+        ({"head_dim": "32"}, "head_dim is 32, not above 0"),
+        ({"vocab_size": 97}, "model.embed_tokens.weight is (96, 64), not (97, 64)"),
+        ({"rope_scaling": "linear"}, "config.json makes no qwen3"),
+        ({"head_dim": 16}, "layers.0.self_attn.q_proj.weight is (128, 64), not (64, 64)"),
+        ({"rope_scaling": {"rope_type": "odd"}}, "config.json makes no qwen3"),
+        ({"num_hidden_layers": 5}, "not those that config.json describes (there is no model.layers.2."),
+        ({"num_hidden_layers": 1}, "not those that config.json describes (the model has no model.layers.1."),
+        ({"tie_word_embeddings": False}, "there is no lm_head.weight"),
+        ({"model_file": "evil.py"}, "model_file evil.py is code of the checkpoint's own"),
     ],
 )
 def test_a_wrong_config_is_explained(
@@ -160,9 +160,17 @@ def test_a_wrong_config_is_explained(
     assert message in failure("--model", broken(folder, tmp_path, **changes))
 
 
-def test_known_types_are_listed() -> None:
-    with pytest.raises(qg.CheckpointError, match=r"use a model of type.*qwen3"):
-        find_model({"model_type": "gpt2"})
+def test_known_types_are_those_of_mlx_lm() -> None:
+    known = qg.lm.known_types()
+    assert {"qwen3", "llama", "mistral", "gpt_oss"} <= set(known)
+    assert not {"cache", "switch_layers", "activations", "base"} & set(known)
+
+
+@pytest.mark.parametrize("kind", ["cache", "..utils", "qwen3.Model", "", "base", "__init__"])
+def test_a_model_type_is_a_model_of_mlx_lm_and_no_other_module(
+    tmp_path: Path, folder: Path, kind: str
+) -> None:
+    assert f"no model_type '{kind}'" in failure("--model", broken(folder, tmp_path, model_type=kind))
 
 
 def test_a_missing_tokenizer_is_explained(tmp_path: Path, folder: Path) -> None:
@@ -173,9 +181,10 @@ def test_a_missing_tokenizer_is_explained(tmp_path: Path, folder: Path) -> None:
 
 
 def test_without_mlx_lm_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlx_lm.tokenizer_utils", None)
-    with pytest.raises(qg.QGraphError, match=r'pip install "qgraph\[lm\]"'):
-        qg.lm.load(folder).generate("abc")
+    monkeypatch.setitem(sys.modules, "mlx_lm", None)
+    with pytest.raises(qg.QGraphError, match=r"mlx-lm, which is not installed") as info:
+        qg.lm.load(folder)
+    assert info.value.fix == 'pip install "qgraph[lm]"'
 
 
 def test_a_graph_needs_no_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,23 +212,11 @@ def test_an_adapter_with_unknown_modules_is_refused(tmp_path: Path, folder: Path
     assert "did you mean 'q_proj'" in failure("--model", folder, "--adapter", adapter)
 
 
-def test_an_adapter_that_the_model_would_ignore_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", tied=False, quantization={"bits": 4})
-    adapter = write_adapter(tmp_path / "adapter", folder, layers=0, keys=["model.embed_tokens"])
-    assert "model.embed_tokens.lora_a, which the model code does not read" in failure(
-        "--model", folder, "--adapter", adapter
-    )
-
-
-def test_tensors_that_are_never_read_are_told(tmp_path: Path) -> None:
+def test_tensors_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", tied=False)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    with pytest.warns(UserWarning, match=r"never reads lm_head\.weight"):
-        qg.lm.load(folder)
-
-
-def test_newer_configs_nest_rope_theta() -> None:
-    config = {f: 1 for f in Config.__dataclass_fields__ if f != "rope_theta"} | {"tie_word_embeddings": False}
-    nested = {"rope_theta": 5e5, "rope_type": "default"}
-    assert Config.from_dict(config | {"rope_parameters": nested}).rope_theta == 5e5
+    file = folder / "model.safetensors"
+    weights = mx.load(str(file)) | {"model.layers.0.extra.weight": mx.ones((2, 2))}
+    mx.save_safetensors(str(file), weights)
+    (folder / "model.safetensors.index.json").unlink()
+    text = failure("--model", folder)
+    assert "the model has no model.layers.0.extra.weight" in text
