@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,10 +111,9 @@ def unexplained(result: Any) -> str:
 
 
 def reasons(report: Any) -> str:
-    """Why weights are unpacked, each reason once."""
-    return "; ".join(
-        sorted({f"{site.op} in {site.scope}: {r}" for site in report.missed for r in site.reasons})
-    )
+    """Why weights are unpacked, each reason once, with the number of its sites."""
+    found = Counter(f"{site.op}: {r.split(' (')[0]}" for site in report.missed for r in site.reasons)
+    return "; ".join(f"{n} x {reason}" for reason, n in found.most_common())
 
 
 def same(found: mx.array, expected: mx.array) -> bool:

@@ -29,7 +29,19 @@ def scheme(group_size: int, bits: int, mode: int) -> Quantization:
 @primitive("Matmul")
 def matmul(p: Primitive) -> Value:
     """Both have two axes or more."""
-    return p.add(Dot(), *p.inputs)
+    a, b = (_one_copy(x) for x in p.inputs)
+    if Dot().infer(a.type, b.type) != p.outputs[0]:  # nothing else has the axis that was repeated
+        a, b = p.inputs
+    return p.add(Dot(), a, b)
+
+
+def _one_copy(x: Value) -> Value:
+    """A stack of matrices before it was repeated for every batch: `mx.matmul` and `dot` do that themselves.
+
+    MLX writes the copies out, and those of a packed weight would have to be stored.
+    """
+    stack = x.node.inputs[0] if isinstance(x.op, Broadcast) else x
+    return stack if stack.type.ndim > 2 and stack.type.shape[-2:] == x.type.shape[-2:] else x
 
 
 @primitive("AddMM")
