@@ -14,6 +14,7 @@ from qgraph._errors import QGraphError, TraceError
 from qgraph._jit import Call, JitFunction, labels_of
 from qgraph._modules import optimize_module
 from qgraph.capture.capture import capture
+from qgraph.capture.leaks import modules_restored
 from qgraph.ir import Builder
 from qgraph.ir.origin import depth_of_user
 from qgraph.ops.dispatch import type_of
@@ -63,7 +64,8 @@ class OptimizedFunction(JitFunction):
             flatten(self.function(*args, **kwargs), leaves, spec)
             return leaves
 
-        captured = capture(flat, inputs, builder, outer=_evaluated(outer))
+        with modules_restored():
+            captured = capture(flat, inputs, builder, outer=_evaluated(outer))
         return Traced(captured.graph, captured.captures, spec)
 
 

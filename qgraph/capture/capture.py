@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from qgraph._errors import TraceError
 from qgraph.capture.cut import Cutter, cutting
-from qgraph.capture.escapes import escaped, unsupported
+from qgraph.capture.escapes import escaped, unexported, unsupported
 from qgraph.capture.importer import Importer, Step, UnsupportedPrimitive, literal_constant
 from qgraph.capture.records import CAPTURING, Flat, Recording, address, record
 from qgraph.capture.scopes import CURRENT, Calls, ModuleCall, Site, sites_of
@@ -26,11 +26,6 @@ class Captured:
 
     graph: Graph
     captures: tuple[mx.array, ...]
-
-
-def placeholder(value: Value) -> mx.array:
-    """An array of a value's logical type that is never evaluated: MLX's tracer looks at types only."""
-    return mx.zeros(value.type.shape, value.type.dtype.mlx)
 
 
 def capture(
@@ -51,58 +46,101 @@ def capture(
     Errors: TraceError for what cannot be captured.
     """
     check_encodings()
-    cutter = Cutter()
-    calls = Calls()
+    run = _Run(function, inputs, paths)
     with CAPTURING:
-        recording, counts = _record(function, inputs, cutter, calls, paths)
-    n, operands = counts
-    names = recording.outputs
-    cuts = cutter.steps(recording, names[n : n + operands])
+        recording = run.record()
+    names, n = recording.outputs, run.results
+    operands = sum(len(cut.operands) for cut in run.cutter.cuts)
+    cuts = run.cutter.steps(recording, names[n : n + operands])
     steps = {x: step for step in (*map(Step, recording.records), *cuts) for x in step.record.outputs}
-    sites = sites_of(steps, _named_calls(calls.ended, names[n + operands :]))
+    sites = sites_of(steps, _named_calls(run.calls.ended, names[n + operands :]))
     pool = _Pool(builder, inputs, outer)
     known = dict(zip(recording.inputs, inputs, strict=True))
     importer = Importer(recording, builder, known, pool.value, cuts, sites)
     try:
         found = [importer.value(name) for name in names[:n]]
     except UnsupportedPrimitive as error:
-        raise unsupported(error.name, error.scope) from None
+        raise unsupported(error.name, error.scope, error.where) from None
     return Captured(Graph([*inputs, *pool.values], found, builder), tuple(pool.arrays))
 
 
-def _record(
-    function: Flat,
-    inputs: Sequence[Value],
-    cutter: Cutter,
-    calls: Calls,
-    paths: Mapping[int, str] | None,
-) -> tuple[Recording, tuple[int, int]]:
-    """The recording of the function's results, then the operands of cuts, then what modules took and gave."""
-    counts = (0, 0)
+class _Run:
+    """The function under MLX's tracer, with whatever is replaced and watched meanwhile."""
 
-    def run(*arrays: mx.array) -> list[mx.array]:
-        nonlocal counts
-        with nullcontext() if paths is None else around():
-            found = list(function(*arrays))
-        operands = [x for cut in cutter.cuts for x in cut.operands]
-        counts = (len(found), len(operands))
-        return [*found, *operands, *(x for call in calls.ended for x in (*call.given, *call.returned))]
+    def __init__(self, function: Flat, inputs: Sequence[Value], paths: Mapping[int, str] | None) -> None:
+        self.function = function
+        self.arrays = [mx.zeros(v.type.shape, v.type.dtype.mlx) for v in inputs]  # never evaluated
+        self.paths = paths
+        self._renew()
 
-    before = (CURRENT.calls, CURRENT.paths)
-    try:
-        if paths is None:
-            return record(run, list(map(placeholder, inputs))), counts
-        CURRENT.calls, CURRENT.paths = calls, paths
-        with cutting(cutter):
-            recording = record(run, list(map(placeholder, inputs)))
-        return recording, counts
-    except Exception as error:
-        other = escaped(error, calls.deepest)
-        if other is error:
-            raise
-        raise other from error
-    finally:
-        CURRENT.calls, CURRENT.paths = before
+    def _renew(self) -> None:
+        self.cutter = Cutter()
+        self.calls = Calls(lambda: self.cutter.active)
+        self.results = 0
+
+    def record(self) -> Recording:
+        """Of the function's results, then the operands of cuts, then what modules were given and returned."""
+        try:
+            return self._traced(self._everything)
+        except Exception as error:
+            primitive = unexported(error)
+            if primitive:
+                raise self._blame(primitive) from error
+            other = escaped(error, self.calls.deepest)
+            if other is error:
+                raise
+            raise other from error
+
+    def _traced(self, outputs: Callable[[list[mx.array]], list[mx.array]]) -> Recording:
+        def body(*arrays: mx.array) -> list[mx.array]:
+            if self.paths is None:
+                return outputs(list(self.function(*arrays)))
+            with around():
+                found = list(self.function(*arrays))
+            return outputs(found)
+
+        if self.paths is None:
+            return record(body, self.arrays)
+        before = (CURRENT.calls, CURRENT.paths)
+        CURRENT.calls, CURRENT.paths = self.calls, self.paths
+        try:
+            with cutting(self.cutter):
+                return record(body, self.arrays)
+        finally:
+            CURRENT.calls, CURRENT.paths = before
+
+    def _everything(self, found: list[mx.array]) -> list[mx.array]:
+        self.results = len(found)
+        operands = [x for cut in self.cutter.cuts for x in cut.operands]
+        return [*found, *operands, *(x for call in self.calls.ended for x in (*call.given, *call.returned))]
+
+    def _blame(self, primitive: str) -> TraceError:
+        """The error for a primitive that MLX does not report: it names none, so look for the first module with it."""
+        low, high = (
+            0,
+            len(self.calls.ended),
+        )  # the first `low` calls are without it, with one more or `high` it is there
+        calls = self.calls.ended
+        while low < high:
+            middle = (low + high) // 2
+            self._renew()
+            try:
+                self._traced(lambda _: [x for call in self.calls.ended[: middle + 1] for x in call.returned])
+                low = middle + 1
+            except ValueError:
+                high = middle
+        if low == len(calls):
+            return unsupported(primitive, "")
+        return unsupported(primitive, calls[low].path, calls[low].source.sentence())
+
+    def _exports(self, n: int) -> bool:
+        """Whether MLX reports what the first `n` calls of modules return."""
+        self._renew()
+        try:
+            self._traced(lambda _: [x for call in self.calls.ended[:n] for x in call.returned])
+        except ValueError:
+            return False
+        return True
 
 
 def _named_calls(

@@ -27,7 +27,7 @@ def escaped(error: Exception, module: str) -> Exception:
     text = str(error)
     source = user_line(error.__traceback__)
     where = source.sentence() if source else None
-    node = f"in module {module}" if module else None
+    node = f"module {module}" if module else None
     if "[eval] Attempting to eval" in text or "[array::item]" in text:
         return TraceError(
             "the function reads numbers while it is captured (.item(), .tolist(), if array, print, mx.eval)",
@@ -35,13 +35,16 @@ def escaped(error: Exception, module: str) -> Exception:
             where=where,
             fix=f"compute with arrays, e.g. mx.where; {WAY_OUT}",
         )
-    unexported = re.search(r"Unable to get state for primitive (\w+)", text)
-    if unexported:
-        return unsupported(unexported.group(1), module, where)
     if isinstance(error, QGraphError):
         error.node = error.node or node
         error.where = error.where or where
     return error
+
+
+def unexported(error: Exception) -> str:
+    """The primitive of which MLX's tracer says that it cannot be reported; empty for another error."""
+    found = re.search(r"Unable to get state for primitive (\w+)", str(error))
+    return found.group(1) if found else ""
 
 
 def unsupported(primitive: str, module: str, where: str | None = None) -> TraceError:
@@ -49,7 +52,7 @@ def unsupported(primitive: str, module: str, where: str | None = None) -> TraceE
     advice = ADVICE.get(primitive, "use other MLX operations in its place")
     return TraceError(
         f"MLX's primitive {primitive} cannot be captured",
-        node=f"in module {module}" if module else None,
+        node=f"module {module}" if module else None,
         where=where,
         fix=f"{advice}; {WAY_OUT}",
     )

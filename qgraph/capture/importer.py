@@ -84,7 +84,7 @@ class Importer:
         primitive = Primitive(record.name, inputs, record.types, record.arguments, self.builder, origin)
         meaning = step.meaning or MEANINGS.get(record.name)
         if meaning is None:
-            raise UnsupportedPrimitive(record.name, scope)
+            raise UnsupportedPrimitive(record.name, scope, source)
         try:
             made = meaning(primitive)
         except QGraphError as error:
@@ -105,10 +105,11 @@ class Importer:
 class UnsupportedPrimitive(Exception):
     """A primitive that the table does not have; `qgraph.capture.escapes` says it to the user."""
 
-    def __init__(self, name: str, scope: str) -> None:
+    def __init__(self, name: str, scope: str, source: Source) -> None:
         super().__init__(name)
         self.name = name
         self.scope = scope
+        self.where = source.sentence() if source.known else None
 
 
 def literal_constant(builder: Builder, x: mx.array) -> Value | None:

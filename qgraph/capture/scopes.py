@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from pathlib import Path
@@ -30,8 +30,12 @@ class ModuleCall:
 
 @dataclass
 class Calls:
-    """The calls of a capture, in the order in which they ended; `open` are those that run."""
+    """The calls of a capture, in the order in which they ended; `open` are those that run.
 
+    `active` tells whether arrays are those of the capture: inside mx.grad and its like they are others.
+    """
+
+    active: Callable[[], bool] = lambda: True
     ended: list[ModuleCall] = field(default_factory=list[ModuleCall])
     open: list[str] = field(default_factory=list[str])
     deepest: str = ""  # the module that was running when an exception was raised
@@ -47,6 +51,8 @@ class Calls:
             raise
         finally:
             self.open.pop()
+        if not self.active():
+            return out
         self.ended.append(ModuleCall(path, list(arrays_in((args, kwargs))), list(arrays_in(out)), source))
         return out
 

@@ -76,6 +76,10 @@ class Weights:
         except (KeyError, IndexError):
             return False
 
+    def holders(self) -> list[Any]:
+        """The modules, dicts and lists, each once."""
+        return [holder for holder, _ in self._sizes]
+
     def shadow(self) -> Shadow:
         """A copy of the structure, whose arrays can be replaced."""
         return Shadow(self)
