@@ -115,19 +115,14 @@ class _Run:
         return [*found, *operands, *(x for call in self.calls.ended for x in (*call.given, *call.returned))]
 
     def _blame(self, primitive: str) -> TraceError:
-        """The error for a primitive that MLX does not report: it names none, so look for the first module with it."""
-        low, high = (
-            0,
-            len(self.calls.ended),
-        )  # the first `low` calls are without it, with one more or `high` it is there
+        """The error for a primitive without an exporter. MLX does not say where it is: find the module."""
         calls = self.calls.ended
+        low, high = 0, len(calls)  # the results of the first `low` calls are without it
         while low < high:
             middle = (low + high) // 2
-            self._renew()
-            try:
-                self._traced(lambda _: [x for call in self.calls.ended[: middle + 1] for x in call.returned])
+            if self._exports(middle + 1):
                 low = middle + 1
-            except ValueError:
+            else:
                 high = middle
         if low == len(calls):
             return unsupported(primitive, "")
