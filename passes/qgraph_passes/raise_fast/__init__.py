@@ -1,9 +1,10 @@
 """Plain code → the ops for which MLX has a kernel of its own.
 
 On a CPU MLX writes `mx.fast.*`, `dequantize` and most softmaxes as primitives, so that a plain capture has no
-such op; and users write them by hand. Raised, they are one node again: a GPU runs its kernel. A CPU writes them
-out again when the program runs, so that there a raise costs nothing and gains nothing. In 16 bit the raised ops
-sum in float32, where plain code may round in between: the numbers change within the tolerance, to the better.
+such op; and users write them by hand. Raised, they are one node again: a GPU runs its kernel. A CPU writes
+them out again when the program runs, so that there a raise costs nothing and gains nothing. In 16 bit the
+raised ops sum in float32, where plain code may round in between: numbers change within the tolerance, to the
+better.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from dataclasses import dataclass
 import qgraph as qg
 from qgraph.ir import Graph
 from qgraph.rewrite import Context, Rule
+from qgraph_passes.raise_fast.attention import RaiseAttention
 from qgraph_passes.raise_fast.form import Form, apply_forms
 from qgraph_passes.raise_fast.layer_norm import RaiseLayerNorm
 from qgraph_passes.raise_fast.rms_norm import RaiseRmsNorm
 from qgraph_passes.raise_fast.rope import RaiseRope
 from qgraph_passes.raise_fast.softmax import RaiseSoftmax
 
-# Those of one line are looked for in one graph; attention is one around a softmax.
-SWEEPS: tuple[tuple[type[Form], ...], ...] = ((RaiseLayerNorm, RaiseRmsNorm, RaiseRope, RaiseSoftmax),)
+# Those of one sweep do not see what each other made: attention is found around a softmax.
+SWEEPS: tuple[tuple[type[Form], ...], ...] = (
+    (RaiseLayerNorm, RaiseRmsNorm, RaiseRope, RaiseSoftmax),
+    (RaiseAttention,),
+)
 
 
 @dataclass(frozen=True)
