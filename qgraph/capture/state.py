@@ -6,7 +6,7 @@ the model did to it comes out as arrays, which are stored back into the very obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -80,20 +80,55 @@ class NotDynamic(QGraphError):
 
 Hold = Callable[[Any, Step], Held]
 HOLDS: dict[type, Hold] = {}
+OTHERS: list[Callable[[type], Hold | None]] = []  # asked once about a class that is not in HOLDS
+DOUBTS: list[str] = []  # of the last capture (one runs at a time): why its program is to be checked once
+_UNHELD: set[type] = set()
 AROUND: list[Callable[[], AbstractContextManager[Any]]] = []
 
 
 def holder(kind: type) -> Hold | None:
     """How objects of a type are held; a subclass is not held as its base is, since it may do anything."""
-    return HOLDS.get(kind)
+    found = HOLDS.get(kind)
+    if found is not None or kind in _UNHELD:
+        return found
+    for ask in OTHERS:
+        found = ask(kind)
+        if found is not None:
+            HOLDS[kind] = found
+            return found
+    if OTHERS:
+        _UNHELD.add(kind)
+    return None
+
+
+def commit_all(held: Sequence[Held], arrays: Sequence[mx.array], after: Sequence[tuple[int, Any]]) -> None:
+    """Store what a program returned in all objects, or in none: an interrupt waits until they agree.
+
+    `after` gives, for every object, how many of the arrays are its, and what its reader said.
+    """
+    try:
+        _commit(held, arrays, after)
+    except BaseException:
+        _commit(held, arrays, after)  # again: to commit is to set, so that it can be done twice
+        raise
+
+
+def _commit(held: Sequence[Held], arrays: Sequence[mx.array], after: Sequence[tuple[int, Any]]) -> None:
+    n = 0
+    for one, (count, said) in zip(held, after, strict=True):
+        one.commit(list(arrays[n : n + count]), said)
+        n += count
 
 
 @contextmanager
 def around() -> Generator[None]:
     """Around the model's own code, at capture, inside whatever else is patched: what the stand-ins need.
 
-    Errors: NotDynamic, at the end, where the model was not seen to respect a stand-in.
+    Afterwards `DOUBTS` says where a stand-in could not see that the model does with it what it would do
+    with the object itself: then the first results of the program are to be compared with those of one that
+    was captured with ``Step(length, dynamic=False)``. Errors: NotDynamic, at the end.
     """
+    DOUBTS.clear()
     with ExitStack() as stack:
         for make in AROUND:
             stack.enter_context(make())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qgraph.capture.state import AROUND, HOLDS
+from qgraph.capture.state import AROUND, HOLDS, OTHERS, Hold
 
 
 def register() -> None:
@@ -11,21 +11,31 @@ def register() -> None:
 
     if attending in AROUND:
         return
-    from mlx_lm.models import cache as mlx_lm
+    from mlx_lm.models import cache as mlx_lm_cache
 
     from qgraph.lm.caches import batched, chunked, growing, lists, literal, rotating
 
+    base: type = mlx_lm_cache._BaseCache
+
+    def other(kind: type) -> Hold | None:
+        """A cache that a model defines itself: held literally."""
+        is_cache = issubclass(kind, base) or (
+            kind.__module__.startswith("mlx_lm.") and hasattr(kind, "state")
+        )
+        return literal.hold if is_cache and kind not in HOLDS else None
+
+    OTHERS.append(other)
     HOLDS.update(
         {
-            mlx_lm.KVCache: growing.hold_keys,
-            mlx_lm.QuantizedKVCache: growing.hold_quantized,
-            mlx_lm.RotatingKVCache: rotating.hold,
-            mlx_lm.ChunkedKVCache: chunked.hold,
-            mlx_lm.BatchKVCache: batched.hold_keys,
-            mlx_lm.BatchRotatingKVCache: batched.hold_rotating,
-            mlx_lm.ArraysCache: literal.hold,  # nothing in it counts
-            mlx_lm.ConcatenateKVCache: literal.hold,
-            mlx_lm.CacheList: lists.hold,
+            mlx_lm_cache.KVCache: growing.hold_keys,
+            mlx_lm_cache.QuantizedKVCache: growing.hold_quantized,
+            mlx_lm_cache.RotatingKVCache: rotating.hold,
+            mlx_lm_cache.ChunkedKVCache: chunked.hold,
+            mlx_lm_cache.BatchKVCache: batched.hold_keys,
+            mlx_lm_cache.BatchRotatingKVCache: batched.hold_rotating,
+            mlx_lm_cache.ArraysCache: literal.hold,  # nothing in it counts
+            mlx_lm_cache.ConcatenateKVCache: literal.hold,
+            mlx_lm_cache.CacheList: lists.hold,
         }
     )
     AROUND.append(attending)

@@ -1,13 +1,14 @@
-"""Attention over a buffer whose end is empty: every mask leaves it out, also those that models do not ask for.
+"""Attention over a buffer whose end is empty: every mask leaves it out, also where models pass none.
 
 mlx-lm's caches return the filled positions only, so a model may pass no mask for a single token, or "causal".
-A stand-in returns a window of the buffer; where attention is given that very array, its mask is made complete.
+A stand-in returns a window of the buffer; where attention is given that very array, its mask is completed.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from qgraph.capture.state import NotDynamic
-from qgraph.lm.caches.positions import Position, arange
+from qgraph.capture.state import DOUBTS, NotDynamic
+from qgraph.lm.caches.positions import Position, Span, arange
 
+SHAPE: Any = mx.array.shape.fget
 LOCAL = threading.local()
 PATCHING = threading.RLock()  # one capture at a time: patches nest, and are undone in order
 
@@ -28,6 +30,11 @@ class Buffer(Protocol):
     @property
     def place(self) -> Hashable:
         """What its masks depend on: equal for windows that the same masks fit."""
+        ...
+
+    @property
+    def end(self) -> Position:
+        """Where the filled positions of the window end."""
         ...
 
     def filled(self) -> mx.array | None:
@@ -48,17 +55,44 @@ class Mask:
     plain: bool
 
 
+class Windowed(mx.array):
+    """A window, as the model is given it: an array whose length is a `Span`."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> Any:
+        plain = SHAPE(self)
+        known = session().windows.get(id(self))
+        if known is None or sys._getframe(1).f_globals["__name__"].startswith("qgraph."):
+            return plain
+        span = Span.of(plain[2], known[1].end, session().doubt)
+        return (*plain[:2], span, *plain[3:])
+
+
 class Session:
     """The windows and masks of one run of the model's code."""
 
     def __init__(self) -> None:
-        self.windows: dict[int, tuple[mx.array, Buffer]] = {}
+        self.windows: dict[int, tuple[mx.array, Buffer]] = {}  # the keys and the values
         self.masks: dict[int, Mask] = {}  # by the id of their array, which they keep alive
-        self.attended: set[int] = set()
+        self.unattended: set[int] = set()
+        self.doubts: dict[str, None] = {}
 
-    def fetched(self, keys: mx.array, buffer: Buffer) -> None:
-        """Note that the model was given this window."""
+    def fetched(self, keys: mx.array, values: mx.array, buffer: Buffer) -> None:
+        """Note that the model is given this window."""
+        for x in (keys, values):
+            x.__class__ = Windowed  # the same array; a copy would be a node of the graph
+            self.windows[id(x)] = x, buffer
+        self.unattended.add(id(keys))
+
+    def whole(self, keys: mx.array, buffer: Buffer) -> None:
+        """Note that the model is given a buffer that is full."""
         self.windows[id(keys)] = keys, buffer
+
+    def doubt(self, why: str) -> None:
+        """Note why the program is to be checked."""
+        self.doubts[why] = None
 
     def masked(self, mask: mx.array, place: Hashable, *, plain: bool) -> mx.array:
         """Note a mask that a stand-in made, and return it."""
@@ -73,7 +107,7 @@ class Session:
                 return mask
             return "causal" if queries.shape[-2] > 1 else None  # as for a cache that is no window
         buffer = known[1]
-        self.attended.add(id(keys))
+        self.unattended.discard(id(keys))
         if isinstance(mask, str):
             return buffer.causal(queries.shape[-2])
         if mask is None:
@@ -84,9 +118,18 @@ class Session:
             return buffer.causal(queries.shape[-2])
         return _without_end(mask, buffer.filled())
 
+    def attends(self, given: Any, mask: Any, buffer: Buffer) -> None:
+        """Note attention by mlx-lm's code for quantized caches, which applies `mask` to what it was given."""
+        made = self.masks.get(id(mask))
+        if given is not None and made is not None and made.place == buffer.place:
+            self.unattended.discard(id(given[0][0]))
+
     def check(self) -> None:
         """Errors: NotDynamic where the model took windows and neither asked for masks nor attended."""
-        if not self.masks and self.windows.keys() - self.attended:
+        if not self.unattended:
+            return
+        self.doubt("the model attends to its cache by code of its own")
+        if not self.masks:
             raise NotDynamic(
                 "the model reads its cache by code of its own, and does not ask the cache for a mask",
                 fix="call mlx_lm.models.base.create_attention_mask, or mx.fast.scaled_dot_product_attention",
@@ -108,7 +151,7 @@ def session() -> Session:
 
 
 @contextmanager
-def attending() -> Iterator[Session]:
+def attending() -> Generator[Session]:
     """Around a model's code that is given stand-ins.
 
     Errors: NotDynamic, at the end, where the model was not seen to leave out the empty end of a buffer.
@@ -116,14 +159,15 @@ def attending() -> Iterator[Session]:
     fast: Any = mx.fast
     module: Any = mx
     with PATCHING:
-        attend, plain_arange, numpy_arange = fast.scaled_dot_product_attention, module.arange, np.arange
+        attend, plain_arange = fast.scaled_dot_product_attention, module.arange
+        numpy_arange: Any = np.arange
 
         def attention(q: mx.array, k: mx.array, v: mx.array, *args: Any, **kwargs: Any) -> mx.array:
             mask = session().mask_for(q, k, kwargs.pop("mask", None))
             return attend(q, k, v, *args, mask=mask, **kwargs)
 
         def from_numpy(*args: Any, **kwargs: Any) -> Any:
-            inside = any(isinstance(a, Position) for a in args)
+            inside = any(isinstance(a, (Position, Span)) for a in args)
             return arange(*args, **kwargs) if inside else numpy_arange(*args, **kwargs)
 
         outer, current = getattr(LOCAL, "session", None), Session()
@@ -132,6 +176,7 @@ def attending() -> Iterator[Session]:
         try:
             yield current
             current.check()
+            DOUBTS.extend(current.doubts)
         finally:
             fast.scaled_dot_product_attention, module.arange = attend, plain_arange
             np.arange, LOCAL.session = numpy_arange, outer

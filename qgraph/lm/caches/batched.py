@@ -1,4 +1,4 @@
-"""BatchKVCache and BatchRotatingKVCache: rows of different lengths, padded on the left, as the server runs them."""
+"""BatchKVCache and BatchRotatingKVCache: rows of several lengths, padded on the left, as the server has them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Hashable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache
+from mlx_lm.models import cache as mlx_lm
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
 from qgraph.lm.caches.attention import session
 from qgraph.lm.caches.growing import Window, grown, write
-from qgraph.lm.caches.literal import Literal, put_together
+from qgraph.lm.caches.literal import Literal, blank, put_together
 from qgraph.lm.caches.positions import Position
 from qgraph.lm.caches.sizes import STEP, capacity, window
+
+BatchKVCache: Any = mlx_lm.BatchKVCache
+BatchRotatingKVCache: Any = mlx_lm.BatchRotatingKVCache
 
 
 class Padded(Window):
@@ -35,40 +38,21 @@ class Padded(Window):
 class _Keys(Padded, BatchKVCache):
     """A BatchKVCache for one call, the index at which it writes an array."""
 
-    keys: Any
-    values: Any
-    offset: Any
     _idx: Any
-    _given: Any
 
-    def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array | None:
-        del return_array
-        made = self.causal(N, kwargs.pop("window_size", None))
-        if kwargs:
-            raise NotDynamic(f"a mask with {', '.join(kwargs)}")
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        made = self.causal(N, window_size)
         return None if made is None else session().masked(made, self.place, plain=False)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._advance(keys.shape[2])
-        at = self._begin.reshape(1)
-        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
-        self.offset = self.offset + keys.shape[2]
+    def _write(self, keys: mx.array, values: mx.array, at: mx.array) -> None:
+        super()._write(keys, values, at)
         self._idx = self._idx + keys.shape[2]
-        self._given = None
-        return self.keys_and_values()
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        if self._given is None:
-            n = self._window
-            self._given = self.keys[..., :n, :], self.values[..., :n, :]
-            session().fetched(self._given[0], self)
-        return self._given
 
 
 class Keys:
     """A BatchKVCache that is not empty."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "window")
+    __slots__ = ("arrays", "at", "cache", "key", "length", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values = cache._idx, cache.keys, cache.values
@@ -76,21 +60,22 @@ class Keys:
         if total > size or size % STEP:
             size = capacity(total)
             keys, values = grown(keys, at, size), grown(values, at, size)
-        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.cache, self.length, self.at = cache, step.length, at
+        self.window = min(window(total), size)
         self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
         self.key = (BatchKVCache, self.window)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Keys)
+        made = blank(_Keys)
         made.keys, made.values, made.offset, made.left_padding, begin = arrays
-        made._idx, made._given, made._right_padding = Position.counted(begin, 0, self.window), None, None
+        made._idx, made._right_padding = Position.counted(begin, 0, self.window), None
         made._open(begin, self.window, self.length)
         return made, lambda: ([made.keys, made.values, made.offset], made._added)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values, cache.offset = arrays
-        cache._idx += after
+        cache._idx = self.at + after
 
 
 def hold_keys(cache: Any, step: Step) -> Held:
@@ -100,10 +85,15 @@ def hold_keys(cache: Any, step: Step) -> Held:
     return Keys(cache, step) if step.dynamic else Literal(cache)
 
 
-class _Growing(_Keys, BatchRotatingKVCache):
+class _Growing(Padded, BatchRotatingKVCache):
     """A BatchRotatingKVCache for one call, while all that was written is still in it."""
 
     max_size: int
+    _idx: Any
+
+    def _write(self, keys: mx.array, values: mx.array, at: mx.array) -> None:
+        super()._write(keys, values, at)
+        self._idx = self._idx + keys.shape[2]
 
     def make_mask(
         self, N: int, window_size: int | None = None, return_array: bool = False
@@ -116,7 +106,7 @@ class _Growing(_Keys, BatchRotatingKVCache):
 class Growing:
     """A batched rotating cache with room for one more token."""
 
-    __slots__ = ("arrays", "cache", "key", "window")
+    __slots__ = ("arrays", "at", "cache", "key", "total", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values, most = cache._idx, cache.keys, cache.values, cache.max_size
@@ -124,23 +114,24 @@ class Growing:
         if at + 1 > size or size > most or (size % STEP and size != most):
             size = min(capacity(at + 1), most)
             keys, values = grown(keys, at, size), grown(values, at, size)
-        self.cache, self.window = cache, min(window(at + 1), size)
+        self.cache, self.at, self.total = cache, at, cache._offset
+        self.window = min(window(at + 1), size)
         self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
         self.key = (BatchRotatingKVCache, "growing", self.window, most)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Growing)
+        made = blank(_Growing)
         made.keys, made.values, made.offset, made.left_padding, begin = arrays
         made.max_size, made.rotated, made._lengths = self.cache.max_size, False, None
-        made._idx, made._given = Position.counted(begin, 0, self.window), None
+        made._idx = Position.counted(begin, 0, self.window)
         made._open(begin, self.window, 1)
         return made, lambda: ([made.keys, made.values, made.offset], made._added)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values, cache.offset = arrays
-        cache._idx += after
-        cache._offset += after
+        cache._idx = self.at + after
+        cache._offset = self.total + after
 
 
 class _Ring(BatchRotatingKVCache):
@@ -150,8 +141,13 @@ class _Ring(BatchRotatingKVCache):
     values: Any
     offset: Any
     left_padding: Any
+    max_size: int
     _at: mx.array
     _added: int
+
+    @property
+    def end(self) -> Position:
+        return Position.counted(self._at, 1)
 
     @property
     def place(self) -> Hashable:
@@ -175,7 +171,7 @@ class _Ring(BatchRotatingKVCache):
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        session().fetched(self.keys, self)
+        session().whole(self.keys, self)
         return self.keys, self.values
 
     def make_mask(
@@ -196,7 +192,7 @@ class _Ring(BatchRotatingKVCache):
 class Ring:
     """A full batched rotating cache, for one token."""
 
-    __slots__ = ("arrays", "at", "cache", "key")
+    __slots__ = ("arrays", "at", "cache", "key", "total")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, padding, most = cache.keys, cache.values, cache.left_padding, cache.max_size
@@ -204,12 +200,12 @@ class Ring:
         if extra > 0:
             keys, values, at = keys[..., extra:, :], values[..., extra:, :], most
             padding = padding - extra
-        self.cache, self.at = cache, 0 if at == most else at
+        self.cache, self.total, self.at = cache, cache._offset, 0 if at == most else at
         self.arrays = [keys, values, cache.offset, padding, step.number(self.at, "ring")]
         self.key = (BatchRotatingKVCache, "ring", most)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Ring)
+        made = blank(_Ring)
         made.keys, made.values, made.offset, made.left_padding, made._at = arrays
         made.max_size, made._added, made._lengths = self.cache.max_size, 0, None
         return made, lambda: ([made.keys, made.values, made.offset, made.left_padding], made._added)
@@ -220,7 +216,7 @@ class Ring:
         cache = self.cache
         cache.keys, cache.values, cache.offset, cache.left_padding = arrays
         cache.rotated, cache._idx = True, self.at + after
-        cache._offset += after
+        cache._offset = self.total + after
 
 
 class Appended(Literal):
@@ -232,7 +228,7 @@ class Appended(Literal):
     __slots__ = ("beyond",)
 
     def __init__(self, cache: Any) -> None:
-        laid = object.__new__(type(cache))
+        laid = blank(type(cache))
         vars(laid).update(vars(cache))
         laid._temporal_order()
         self.beyond = max(laid._offset - laid.max_size, 0)

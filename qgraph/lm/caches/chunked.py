@@ -5,40 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ChunkedKVCache
+from mlx_lm.models import cache as mlx_lm
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
-from qgraph.lm.caches.attention import session
-from qgraph.lm.caches.growing import Window, grown, write
-from qgraph.lm.caches.literal import Literal
+from qgraph.lm.caches.growing import Window, grown
+from qgraph.lm.caches.literal import Literal, blank
 from qgraph.lm.caches.positions import Position
 from qgraph.lm.caches.sizes import STEP, capacity, window
+
+ChunkedKVCache: Any = mlx_lm.ChunkedKVCache
 
 
 class _Chunk(Window, ChunkedKVCache):
     """A ChunkedKVCache for one call: where it begins and where it ends are arrays."""
 
-    keys: Any
-    values: Any
-    offset: Any
     start_position: Any
     _trims: bool
 
     def maybe_trim_front(self) -> None:
         self._trims = True  # done outside of the program, when there is no room
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._advance(keys.shape[2])
-        at = self._begin.reshape(1)
-        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
-        self.offset = self.offset + keys.shape[2]
-        return self.keys_and_values()
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        n = self._window
-        keys, values = self.keys[..., :n, :], self.values[..., :n, :]
-        session().fetched(keys, self)
-        return keys, values
 
 
 class Chunk:
@@ -48,7 +33,7 @@ class Chunk:
     the buffer has no room: the model's mask leaves it out in either case, since it is of another chunk.
     """
 
-    __slots__ = ("arrays", "cache", "key", "length", "start", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "start", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, start = cache.keys, cache.values, cache.start_position
@@ -59,7 +44,7 @@ class Chunk:
             start, valid = start + drop, valid - drop
             size = capacity(valid + step.length)
             keys, values = (grown(x[..., drop:, :], valid, size) for x in (keys, values))
-        self.cache, self.length, self.start = cache, step.length, start
+        self.cache, self.length, self.offset, self.start = cache, step.length, cache.offset, start
         self.window = min(window(valid + step.length), size)
         self.arrays = [
             keys,
@@ -71,7 +56,7 @@ class Chunk:
         self.key = (ChunkedKVCache, self.window, cache.chunk_size)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Chunk)
+        made = blank(_Chunk)
         made.keys, made.values, offset, start, begin = arrays
         made.chunk_size, made._trims = self.cache.chunk_size, False
         made.offset = Position.counted(offset, 0, self.window, start)
@@ -89,7 +74,7 @@ class Chunk:
         cache = self.cache
         cache.keys, cache.values = arrays
         cache.start_position = self.start
-        cache.offset += after
+        cache.offset = self.offset + after
 
 
 def hold(cache: Any, step: Step) -> Held:

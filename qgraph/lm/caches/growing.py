@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, QuantizedKVCache
+from mlx_lm.models import cache as mlx_lm
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
 from qgraph.lm.caches.attention import session
-from qgraph.lm.caches.literal import Literal
+from qgraph.lm.caches.literal import Literal, blank
 from qgraph.lm.caches.positions import Position
 from qgraph.lm.caches.sizes import STEP, capacity, window
+
+KVCache: Any = mlx_lm.KVCache
+QuantizedKVCache: Any = mlx_lm.QuantizedKVCache
 
 
 def grown(x: mx.array, filled: int, size: int) -> mx.array:
@@ -27,27 +31,51 @@ def write(buffer: mx.array, new: mx.array, at: mx.array) -> mx.array:
 
 
 class Window:
-    """The masks of a buffer of which the first positions are filled: mixed into a stand-in.
+    """A buffer whose first positions are filled: what a stand-in has before its own class, to take its place.
 
     `_begin` is the index at which this call writes, as an array; `_added` how many positions it wrote.
     """
 
+    keys: Any
+    values: Any
+    offset: Any
     _begin: mx.array
     _window: int
     _length: int
     _added: int
+    _given: Any
 
     def _open(self, begin: mx.array, window: int, length: int) -> None:
-        self._begin, self._window, self._length, self._added = begin, window, length, 0
+        self._begin, self._window, self._length = begin, window, length
+        self._added, self._given = 0, None
 
     @property
     def place(self) -> Hashable:
         return id(self._begin), self._window
 
-    def _advance(self, n: int) -> None:
+    @property
+    def end(self) -> Position:
+        return Position.counted(self._begin, self._length)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        n = keys.shape[2]
         if n != self._length or self._added:
             raise NotDynamic(f"{n} positions added to a cache in a call of {self._length} tokens")
-        self._added += n
+        self._added = n
+        self._write(keys, values, self._begin.reshape(1))
+        self.offset = self.offset + n
+        self._given = None
+        return self.keys_and_values()
+
+    def _write(self, keys: mx.array, values: mx.array, at: mx.array) -> None:
+        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
+
+    def keys_and_values(self) -> tuple[Any, Any]:
+        if self._given is None:
+            n = self._window
+            self._given = self.keys[..., :n, :], self.values[..., :n, :]
+            session().fetched(self._given[0], self._given[1], self)
+        return self._given
 
     def filled(self) -> mx.array | None:
         return mx.arange(self._window) < self._begin + self._length
@@ -56,11 +84,12 @@ class Window:
         rows = (self._begin + (self._length - length) + mx.arange(length))[:, None]
         columns = mx.arange(self._window)[None]
         mask = columns <= rows
-        return mask if window_size is None else mask & (columns > rows - window_size)
+        if window_size is not None:
+            mask = mask & (columns > rows - window_size)
+        # For one token mlx-lm's caches give no mask, or in batches one of four axes: models expect no other.
+        return mask[None, None] if length == 1 else mask
 
-    def make_mask(
-        self, N: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | None:
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         made = self.causal(N, window_size)
         plain = not return_array and window_size is None
         return made if made is None else session().masked(made, self.place, plain=plain)
@@ -69,57 +98,35 @@ class Window:
 class _Keys(Window, KVCache):
     """A KVCache for one call, its offset an array."""
 
-    keys: Any
-    values: Any
-    offset: Any
-    _given: Any
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._advance(keys.shape[2])
-        at = self._begin.reshape(1)
-        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
-        self.offset = self.offset + keys.shape[2]
-        self._given = None
-        return self.keys_and_values()
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        if self._given is None:
-            n = self._window
-            whole = n == self.keys.shape[2]
-            self._given = (
-                (self.keys, self.values) if whole else (self.keys[..., :n, :], self.values[..., :n, :])
-            )
-            session().fetched(self._given[0], self)
-        return self._given
-
 
 class Keys:
     """A KVCache that is not empty: one program for a capacity and a window of it."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset, keys, values = cache.offset, cache.keys, cache.values
-        size = keys.shape[2]
-        total = offset + step.length
+        size: int = keys.shape[2]
+        total: int = offset + step.length
         if total > size or size % STEP:
             size = capacity(total)
             keys, values = grown(keys, offset, size), grown(values, offset, size)
-        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.cache, self.length, self.offset = cache, step.length, offset
+        self.window = min(window(total), size)
         self.arrays = [keys, values, step.number(offset)]
-        self.key = (KVCache, self.window)
+        self.key: Hashable = (KVCache, self.window)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Keys)
+        made = blank(_Keys)
         made.keys, made.values, begin = arrays
-        made.offset, made._given = Position.counted(begin, 0, self.window), None
+        made.offset = Position.counted(begin, 0, self.window)
         made._open(begin, self.window, self.length)
         return made, lambda: ([made.keys, made.values], made._added)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values = arrays
-        cache.offset += after
+        cache.offset = self.offset + after
 
 
 def hold_keys(cache: Any, step: Step) -> Held:
@@ -132,68 +139,65 @@ def hold_keys(cache: Any, step: Step) -> Held:
 class _Quantized(Window, QuantizedKVCache):
     """A QuantizedKVCache for one call, its offset an array."""
 
-    keys: Any
-    values: Any
-    offset: Any
-    _given: Any
+    group_size: int
+    width: int
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        self._advance(keys.shape[2])
-        at = self._begin.reshape(1)
+    @property
+    def bits(self) -> int:
+        # mlx-lm's attention asks for the bits, and then takes the mask that it was given.
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "scaled_dot_product_attention":
+            session().attends(self._given, frame.f_locals.get("mask"), self)
+        return self.width
+
+    def _write(self, keys: mx.array, values: mx.array, at: mx.array) -> None:
         self.keys, self.values = (
-            tuple(
-                write(buffer, part, at)
-                for buffer, part in zip(
-                    held, mx.quantize(new, group_size=self.group_size, bits=self.bits), strict=True
-                )
-            )
+            tuple(write(x, part, at) for x, part in zip(held, self._packed(new), strict=True))
             for held, new in ((self.keys, keys), (self.values, values))
         )
-        self.offset = self.offset + keys.shape[2]
-        self._given = None
-        return self.keys_and_values()
+
+    def _packed(self, new: mx.array) -> Any:
+        return mx.quantize(new, group_size=self.group_size, bits=self.width)
 
     def keys_and_values(self) -> tuple[Any, Any]:
         if self._given is None:
             n = self._window
-            self._given = tuple(
-                tuple(x if x.shape[2] == n else x[..., :n, :] for x in held)
-                for held in (self.keys, self.values)
-            )
-            session().fetched(self._given[0][0], self)
+            self._given = tuple(tuple(x[..., :n, :] for x in held) for held in (self.keys, self.values))
+            session().fetched(self._given[0][0], self._given[1][0], self)
         return self._given
 
 
 class Quantized:
     """A QuantizedKVCache that is not empty."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset = cache.offset
-        size = cache.keys[0].shape[2]
-        total = offset + step.length
-        parts = [*cache.keys, *cache.values]
+        size: int = cache.keys[0].shape[2]
+        total: int = offset + step.length
+        parts: list[mx.array] = [*cache.keys, *cache.values]
         if total > size or size % STEP:
             size = capacity(total)
             parts = [grown(x, offset, size) for x in parts]
-        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.cache, self.length, self.offset = cache, step.length, offset
+        self.window = min(window(total), size)
         self.arrays = [*parts, step.number(offset)]
-        self.key = (QuantizedKVCache, self.window, cache.group_size, cache.bits)
+        self.key: Hashable = (QuantizedKVCache, self.window, cache.group_size, cache.bits)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Quantized)
+        made = blank(_Quantized)
         *parts, begin = arrays
         made.keys, made.values = tuple(parts[:3]), tuple(parts[3:])
-        made.group_size, made.bits = self.cache.group_size, self.cache.bits
-        made.offset, made._given = Position.counted(begin, 0, self.window), None
+        made.group_size, made.width = self.cache.group_size, self.cache.bits
+        made.offset = Position.counted(begin, 0, self.window)
         made._open(begin, self.window, self.length)
         return made, lambda: ([*made.keys, *made.values], made._added)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values = tuple(arrays[:3]), tuple(arrays[3:])
-        cache.offset += after
+        cache.offset = self.offset + after
 
 
 def hold_quantized(cache: Any, step: Step) -> Held:

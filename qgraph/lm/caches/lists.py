@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step, holder
+from qgraph.lm.caches.literal import blank
 
 
 class Several:
@@ -15,19 +16,22 @@ class Several:
     __slots__ = ("arrays", "cache", "counts", "key", "parts")
 
     def __init__(self, cache: Any, parts: list[Held]) -> None:
-        self.cache, self.parts = cache, parts
+        self.cache: Any = cache
+        self.parts = parts
         self.counts = [len(p.arrays) for p in parts]
         self.arrays = [x for p in parts for x in p.arrays]
         self.key = (type(cache), *(p.key for p in parts))
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made, readers, at = [], [], 0
+        made: list[Any] = []
+        readers: list[Reader] = []
+        at = 0
         for part, count in zip(self.parts, self.counts, strict=True):
             one, reader = part.stand_in(arrays[at : at + count])
             made.append(one)
             readers.append(reader)
             at += count
-        several = object.__new__(type(self.cache))
+        several = blank(type(self.cache))
         several.caches = type(self.cache.caches)(made)
 
         def read() -> tuple[list[mx.array], Any]:
@@ -50,8 +54,9 @@ def hold(cache: Any, step: Step) -> Held:
     """
     parts: list[Held] = []
     for one in cache.caches:
-        how = holder(type(one))
+        kind: Any = type(one)
+        how = holder(kind)
         if how is None:
-            raise NotDynamic(f"a CacheList with a {type(one).__name__}")
+            raise NotDynamic(f"a CacheList with a {kind.__name__}")
         parts.append(how(one, step))
     return Several(cache, parts)

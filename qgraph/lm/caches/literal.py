@@ -23,24 +23,30 @@ def taken_apart(value: Any, arrays: list[mx.array]) -> Hashable:
         return ARRAY
     if isinstance(value, PLAIN):
         return ("value", type(value), value)
-    if type(value) in (list, tuple):
-        return (type(value), *(taken_apart(v, arrays) for v in value))
-    if type(value) is dict:
-        return (dict, *((k, taken_apart(v, arrays)) for k, v in value.items()))
+    kind: Any = type(value)
+    if kind is list or kind is tuple:
+        return (kind, *(taken_apart(v, arrays) for v in value))
+    if kind is dict:
+        return ("dict", *((k, taken_apart(v, arrays)) for k, v in value.items()))
     raise NotDynamic(
-        f"a cache holds a {type(value).__name__}",
+        f"a cache holds a {kind.__name__}",
         fix="keep arrays and plain values in it, in lists, tuples and dicts",
     )
+
+
+def blank(kind: Any) -> Any:
+    """An object of a class, its `__init__` not run."""
+    return object.__new__(kind)
 
 
 def put_together(shape: Any, arrays: list[mx.array]) -> Any:
     """The tree of a description; `arrays` are taken from the front."""
     kind = shape[0]
-    if shape is ARRAY or kind == "array":
+    if kind == "array":
         return arrays.pop(0)
     if kind == "value":
         return shape[2]
-    if kind is dict:
+    if kind == "dict":
         return {k: put_together(v, arrays) for k, v in shape[1:]}
     return kind(put_together(v, arrays) for v in shape[1:])
 
@@ -54,17 +60,19 @@ class Literal:
     __slots__ = ("arrays", "held", "key", "settings", "shape")
 
     def __init__(self, held: Any, **settings: Any) -> None:
-        self.held, self.settings, self.arrays = held, settings, []
+        self.held: Any = held
+        self.settings = settings
+        self.arrays: list[mx.array] = []
         self.shape: Hashable = taken_apart(vars(held), self.arrays)
         self.key: Hashable = (type(held), self.shape, *settings.items())
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(type(self.held))
+        made = blank(type(self.held))
         vars(made).update(put_together(self.shape, list(arrays)), **self.settings)
 
         def read() -> tuple[list[mx.array], Any]:
             after: list[mx.array] = []
-            state = {k: v for k, v in vars(made).items() if k not in self.settings}
+            state: dict[str, Any] = {k: v for k, v in vars(made).items() if k not in self.settings}
             shape = taken_apart(state, after)
             return after, shape
 

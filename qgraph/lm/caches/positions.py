@@ -5,6 +5,7 @@ A model that does `mx.arange(cache.offset, cache.offset + L)` needs the differen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -59,11 +60,57 @@ class Position(mx.array):
         return mx.array.__sub__(self, other)
 
 
+class Span(int):
+    """The length of a window, which models take for the number of positions so far.
+
+    What is so many positions from the end is a position: `keys.shape[2] - L`. Whatever else a model does
+    with the number may go wrong, since it is larger: that is a doubt.
+    """
+
+    end: Position
+    doubt: Callable[[str], None]
+
+    @classmethod
+    def of(cls, n: int, end: Position, doubt: Callable[[str], None]) -> Span:
+        """The length `n` of a window in which `end` is where the filled positions end."""
+        made = cls(n)
+        made.end, made.doubt = end, doubt
+        return made
+
+    def __sub__(self, other: Any) -> Any:
+        return self.end - other if type(other) is int else self._plain(int.__sub__, other)
+
+    def _plain(self, op: Callable[..., Any], *others: Any) -> Any:
+        self.doubt("the model computes with the length of its cache")
+        return op(int(self), *others)
+
+
+def _doubtful(name: str) -> Callable[..., Any]:
+    op = getattr(int, name)
+
+    def method(self: Span, *others: Any) -> Any:
+        return self._plain(op, *others)
+
+    return method
+
+
+for _name in (
+    *("__add__", "__radd__", "__rsub__", "__mul__", "__rmul__", "__neg__", "__truediv__", "__rtruediv__"),
+    *("__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__", "__lt__", "__le__", "__gt__"),
+    *("__ge__", "__pow__"),
+):
+    setattr(Span, _name, _doubtful(_name))
+
+
 def distance(start: Any, stop: Any) -> int:
     """`stop - start` as an int of the graph.
 
     Errors: NotDynamic where it differs from call to call.
     """
+    if isinstance(stop, Span):
+        if type(start) is int:
+            return int(stop) - start
+        stop = stop.end
     if isinstance(start, Position) and isinstance(stop, Position) and start.base is stop.base:
         return stop.delta - start.delta
     if isinstance(stop, Position) and stop.span is not None:
@@ -79,7 +126,7 @@ def distance(start: Any, stop: Any) -> int:
 
 def arange(*args: Any, **kwargs: Any) -> mx.array:
     """`mx.arange`, also from one position to another."""
-    if not any(isinstance(a, Position) for a in args):
+    if not any(isinstance(a, (Position, Span)) for a in args):
         return REAL_ARANGE(*args, **kwargs)
     start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
     step = kwargs.pop("step", step)

@@ -10,48 +10,32 @@ from collections.abc import Hashable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import RotatingKVCache
+from mlx_lm.models import base as mlx_lm_base
+from mlx_lm.models import cache as mlx_lm
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
 from qgraph.lm.caches.attention import session
 from qgraph.lm.caches.growing import Window, grown, write
-from qgraph.lm.caches.literal import Literal
+from qgraph.lm.caches.literal import Literal, blank
 from qgraph.lm.caches.positions import Position
 from qgraph.lm.caches.sizes import STEP, capacity, window
+
+RotatingKVCache: Any = mlx_lm.RotatingKVCache
 
 
 class _Growing(Window, RotatingKVCache):
     """A RotatingKVCache for one call, while all that was written is still in it."""
 
-    keys: Any
-    values: Any
-    offset: Any
-    _given: Any
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._advance(keys.shape[2])
-        at = self._begin.reshape(1)
-        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
-        self.offset = self.offset + keys.shape[2]
-        self._given = None
-        return self.keys_and_values()
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        if self._given is None:
-            n = self._window
-            whole = n == self.keys.shape[2]
-            self._given = (
-                (self.keys, self.values) if whole else (self.keys[..., :n, :], self.values[..., :n, :])
-            )
-            session().fetched(self._given[0], self)
-        return self._given
+    def make_mask(  # pyright: ignore[reportIncompatibleMethodOverride]  (the order is that of the class)
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> Any:
+        return super().make_mask(N, return_array, window_size)
 
 
 class Growing:
     """A rotating cache with room for the tokens of this call: the program of a KVCache."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset, keys, values = cache.offset, cache.keys, cache.values
@@ -59,23 +43,23 @@ class Growing:
         if total > size or size > most or (size % STEP and size != most):
             size = min(capacity(total), most)
             keys, values = grown(keys, offset, size), grown(values, offset, size)
-        self.cache, self.length, self.window = cache, step.length, min(window(total), size)
+        self.cache, self.length, self.offset = cache, step.length, offset
+        self.window = min(window(total), size)
         self.arrays = [keys, values, step.number(offset)]
         self.key = (RotatingKVCache, "growing", self.window, most)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Growing)
+        made = blank(_Growing)
         made.keys, made.values, begin = arrays
         made.keep, made.max_size = self.cache.keep, self.cache.max_size
-        made.offset, made._given = Position.counted(begin, 0, self.window), None
+        made.offset = Position.counted(begin, 0, self.window)
         made._open(begin, self.window, self.length)
         return made, lambda: ([made.keys, made.values], made._added)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values = arrays
-        cache.offset += after
-        cache._idx = cache.offset
+        cache.offset = cache._idx = self.offset + after
 
 
 class _Ring(RotatingKVCache):
@@ -84,9 +68,14 @@ class _Ring(RotatingKVCache):
     keys: Any
     values: Any
     offset: Any
+    max_size: int
     _at: mx.array
     _rolled: mx.array
     _added: int
+
+    @property
+    def end(self) -> Position:
+        return self.offset
 
     @property
     def place(self) -> Hashable:
@@ -109,7 +98,7 @@ class _Ring(RotatingKVCache):
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        session().fetched(self.keys, self)
+        session().whole(self.keys, self)
         return self.keys, self.values
 
     def make_mask(
@@ -128,7 +117,7 @@ class _Ring(RotatingKVCache):
 class Ring:
     """A full rotating cache, for one token."""
 
-    __slots__ = ("arrays", "at", "cache", "key")
+    __slots__ = ("arrays", "at", "cache", "key", "offset")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, most, keep, at = cache.keys, cache.values, cache.max_size, cache.keep, cache._idx
@@ -136,7 +125,7 @@ class Ring:
         if extra > 0:
             keys, values, at = cache._trim(extra, keys), cache._trim(extra, values), most
         rolled = 0 if cache._idx >= most else cache._idx
-        self.cache, self.at = cache, keep if at == most else at
+        self.cache, self.offset, self.at = cache, cache.offset, keep if at == most else at
         self.arrays = [
             keys,
             values,
@@ -147,7 +136,7 @@ class Ring:
         self.key = (RotatingKVCache, "ring", most, keep)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Ring)
+        made = blank(_Ring)
         made.keys, made.values, begin, made._at, made._rolled = arrays
         made.keep, made.max_size = self.cache.keep, self.cache.max_size
         made.offset, made._added = Position.counted(begin), 0
@@ -156,7 +145,7 @@ class Ring:
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values = arrays
-        cache.offset += after
+        cache.offset = self.offset + after
         cache._idx = self.at + after
 
 
@@ -184,26 +173,27 @@ class _Appended(RotatingKVCache):
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         size = window_size or self.max_size
         if self._before + N > size or return_array:
-            return create_causal_mask(N, self._before, window_size=size)
+            return mlx_lm_base.create_causal_mask(N, self._before, window_size=size)
         return "causal"
 
 
 class Appended:
     """A rotating cache that a chunk is appended to, and which then drops what is out of the window."""
 
-    __slots__ = ("arrays", "before", "cache", "key")
+    __slots__ = ("arrays", "before", "cache", "key", "offset")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
         extra = keys.shape[2] - cache.max_size + 1
         if extra > 0:
             keys, values = cache._trim(extra, keys), cache._trim(extra, values)
-        self.cache, self.before = cache, min(cache.max_size - 1, cache.offset)
+        self.cache, self.offset = cache, cache.offset
+        self.before: int = min(cache.max_size - 1, cache.offset)
         self.arrays = [keys, values, step.number(cache.offset)]
         self.key = (RotatingKVCache, "chunk", cache.max_size, self.before)
 
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
-        made = object.__new__(_Appended)
+        made = blank(_Appended)
         made.keys, made.values, begin = arrays
         made.keep, made.max_size = self.cache.keep, self.cache.max_size
         made.offset, made._before, made._added = Position.counted(begin), self.before, 0
@@ -212,9 +202,8 @@ class Appended:
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         cache = self.cache
         cache.keys, cache.values = arrays
-        cache.offset += after
-        if after:
-            cache._idx = cache.keys.shape[2]
+        cache.offset = self.offset + after
+        cache._idx = cache.keys.shape[2]
 
 
 def hold(cache: Any, step: Step) -> Held:

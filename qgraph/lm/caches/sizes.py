@@ -1,4 +1,4 @@
-"""How much room a cache gets, and how much of it attention reads: few sizes, so that few programs serve all."""
+"""How much room a cache gets, and how much of it attention reads: few sizes, for few programs."""
 
 from __future__ import annotations
 
