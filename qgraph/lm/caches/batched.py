@@ -1,4 +1,4 @@
-"""BatchKVCache and BatchRotatingKVCache: rows of several lengths, padded on the left, as the server has them."""
+"""BatchKVCache and BatchRotatingKVCache: rows of several lengths, padded on the left."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class _Growing(Padded, BatchRotatingKVCache):
         super()._write(keys, values, at)
         self._idx = self._idx + keys.shape[2]
 
-    def make_mask(
+    def make_mask(  # pyright: ignore[reportIncompatibleMethodOverride]  (the order is that of the class)
         self, N: int, window_size: int | None = None, return_array: bool = False
-    ) -> mx.array | None:
+    ) -> Any:
         del return_array
         made = self.causal(N, window_size or self.max_size)
         return None if made is None else session().masked(made, self.place, plain=False)

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from qgraph.capture.state import Held, NotDynamic, Reader, Step, holder
-from qgraph.lm.caches.literal import blank
+from qgraph.lm.caches.literal import blank, class_of
 
 
 class Several:
@@ -54,7 +54,7 @@ def hold(cache: Any, step: Step) -> Held:
     """
     parts: list[Held] = []
     for one in cache.caches:
-        kind: Any = type(one)
+        kind = class_of(one)
         how = holder(kind)
         if how is None:
             raise NotDynamic(f"a CacheList with a {kind.__name__}")

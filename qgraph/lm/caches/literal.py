@@ -23,7 +23,7 @@ def taken_apart(value: Any, arrays: list[mx.array]) -> Hashable:
         return ARRAY
     if isinstance(value, PLAIN):
         return ("value", type(value), value)
-    kind: Any = type(value)
+    kind = class_of(value)
     if kind is list or kind is tuple:
         return (kind, *(taken_apart(v, arrays) for v in value))
     if kind is dict:
@@ -32,6 +32,11 @@ def taken_apart(value: Any, arrays: list[mx.array]) -> Hashable:
         f"a cache holds a {kind.__name__}",
         fix="keep arrays and plain values in it, in lists, tuples and dicts",
     )
+
+
+def class_of(x: Any) -> Any:
+    """The class of an object of which nothing is known."""
+    return type(x)
 
 
 def blank(kind: Any) -> Any:
@@ -49,6 +54,10 @@ def put_together(shape: Any, arrays: list[mx.array]) -> Any:
     if kind == "dict":
         return {k: put_together(v, arrays) for k, v in shape[1:]}
     return kind(put_together(v, arrays) for v in shape[1:])
+
+
+def _without(state: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k not in names}
 
 
 class Literal:
@@ -72,8 +81,7 @@ class Literal:
 
         def read() -> tuple[list[mx.array], Any]:
             after: list[mx.array] = []
-            state: dict[str, Any] = {k: v for k, v in vars(made).items() if k not in self.settings}
-            shape = taken_apart(state, after)
+            shape = taken_apart(_without(vars(made), self.settings), after)
             return after, shape
 
         return made, read
