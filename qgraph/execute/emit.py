@@ -16,6 +16,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
+from qgraph.ops import random_bits
 from qgraph.ops.quantized import PRODUCTS, reads_storage
 from qgraph.rewrite.guard import guard_indices
 
@@ -40,7 +41,7 @@ class _Writer:
         self.constants: list[tuple[str, str]] = []
         self.names: dict[Value, Operand] = {}
         # copy: what index_update binds; float and slice: what literals and subscripts call.
-        self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD}
+        self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD, random_bits.FUNCTION}
         self.labels = names_of(graph)
         self.unguarded = set(first_activations(graph))
 

@@ -1,7 +1,9 @@
 """The functions of arrays: the `qg` namespace, by family. Each stands beside the op that it makes."""
 
 from qgraph.ops import random as random
+from qgraph.ops import random_bits as random_bits
 from qgraph.ops import storage as storage
+from qgraph.ops import transforms as transforms
 from qgraph.ops.arrange import (
     atleast_1d,
     atleast_2d,
@@ -17,9 +19,22 @@ from qgraph.ops.arrange import (
 from qgraph.ops.attention import (
     scaled_dot_product_attention,
 )
+from qgraph.ops.bits import (
+    as_strided,
+    view,
+)
 from qgraph.ops.blocks import (
     slice,
     slice_update,
+)
+from qgraph.ops.convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_general,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
 )
 from qgraph.ops.creation import (
     arange,
@@ -54,11 +69,13 @@ from qgraph.ops.elementwise import (
     bitwise_xor,
     ceil,
     clip,
+    conjugate,
     cos,
     cosh,
     divide,
     equal,
     erf,
+    erfinv,
     exp,
     expm1,
     floor,
@@ -66,6 +83,7 @@ from qgraph.ops.elementwise import (
     gelu,
     greater,
     greater_equal,
+    imag,
     isfinite,
     isinf,
     isnan,
@@ -86,6 +104,7 @@ from qgraph.ops.elementwise import (
     negative,
     not_equal,
     power,
+    real,
     reciprocal,
     relu,
     remainder,
@@ -183,8 +202,12 @@ from qgraph.ops.sorting import (
     argpartition,
     argsort,
     partition,
+    searchsorted,
     sort,
     topk,
+)
+from qgraph.ops.transforms import (
+    hadamard_transform,
 )
 from qgraph.ops.updates import (
     put_along_axis,
@@ -209,6 +232,7 @@ __all__ = [
     "argpartition",
     "argsort",
     "array",
+    "as_strided",
     "astype",
     "atleast_1d",
     "atleast_2d",
@@ -222,6 +246,14 @@ __all__ = [
     "ceil",
     "clip",
     "concatenate",
+    "conjugate",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_general",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cos",
     "cosh",
     "cummax",
@@ -234,6 +266,7 @@ __all__ = [
     "einsum",
     "equal",
     "erf",
+    "erfinv",
     "exp",
     "expand_dims",
     "expm1",
@@ -251,7 +284,9 @@ __all__ = [
     "gelu_fast_approx",
     "greater",
     "greater_equal",
+    "hadamard_transform",
     "identity",
+    "imag",
     "inner",
     "isfinite",
     "isinf",
@@ -298,6 +333,7 @@ __all__ = [
     "quantized_matmul",
     "quantized_take",
     "random",
+    "real",
     "reciprocal",
     "relu",
     "relu_squared",
@@ -311,6 +347,7 @@ __all__ = [
     "round",
     "rsqrt",
     "scaled_dot_product_attention",
+    "searchsorted",
     "sigmoid",
     "sign",
     "silu",
@@ -346,6 +383,7 @@ __all__ = [
     "unstack",
     "var",
     "vecdot",
+    "view",
     "where",
     "zeros",
     "zeros_like",

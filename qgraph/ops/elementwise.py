@@ -30,6 +30,11 @@ def boolean(dtype: DType) -> DType:
     return BOOL
 
 
+def real_part(dtype: DType) -> DType:
+    """The dtype of the parts of a complex number; others are real."""
+    return F32 if dtype.is_complex else dtype
+
+
 def signed(dtype: DType) -> DType:
     """The result has the operands' dtype, which must not be bool."""
     if dtype is BOOL:
@@ -148,12 +153,24 @@ def _round_half_even(x: Any) -> Any:
     return _np.round(x)
 
 
+def _erfinv(x: Any) -> Any:
+    """By bisection of erf: both are odd and rise, and erf(6) is 1."""
+    x = np.asarray(x, np.float64)
+    low, high = np.full(x.shape, -6.0), np.full(x.shape, 6.0)
+    for _ in range(60):
+        middle: Any = (low + high) / 2
+        below = _erf(middle) < x
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    inside: Any = np.where(np.abs(x) < 1, (low + high) / 2, np.copysign(np.inf, x))
+    return np.where(np.abs(x) <= 1, inside, np.nan)
+
+
 def _quotient(a: Any, b: Any) -> Any:
     return _np.true_divide(a, b)
 
 
 negative = _unary("negative", "-a", np.negative, signed)
-abs = _unary("abs", "Absolute value", np.abs, same)
+abs = _unary("abs", "Absolute value", np.abs, real_part)
 sign = _unary("sign", "-1, 0 or 1 by the sign", np.sign, same)
 square = _unary("square", "a times a", np.square, same)
 floor = _unary("floor", "Largest integer not above a", np.floor, same)
@@ -181,6 +198,7 @@ arcsinh = _unary("arcsinh", "Inverse hyperbolic sine", np.arcsinh, flops=8)
 arccosh = _unary("arccosh", "Inverse hyperbolic cosine", np.arccosh, flops=8)
 arctanh = _unary("arctanh", "Inverse hyperbolic tangent", np.arctanh, flops=8)
 erf = _unary("erf", "Error function", _erf, flops=8)
+erfinv = _unary("erfinv", "The inverse of the error function", _erfinv, flops=8)
 sigmoid = _unary("sigmoid", "1 / (1 + exp(-a))", _sigmoid, flops=10)
 silu = _unary("silu", "a * sigmoid(a)", _silu, flops=11, mlx="({0} * mx.sigmoid({0}))")
 gelu = _unary(
@@ -193,6 +211,9 @@ gelu = _unary(
 relu = _unary("relu", "max(a, 0)", _relu, same, mlx="mx.maximum({0}, 0)")
 bitwise_invert = _unary("bitwise_invert", "Every bit inverted", np.invert, same)
 logical_not = _unary("logical_not", "Whether a is zero", np.logical_not, boolean)
+real = _unary("real", "The real part", np.real, real_part)
+imag = _unary("imag", "The imaginary part", np.imag, real_part)
+conjugate = _unary("conjugate", "The complex conjugate", np.conjugate, same)
 isnan = _unary("isnan", "Whether a is NaN", np.isnan, boolean)
 isinf = _unary("isinf", "Whether a is infinite", np.isinf, boolean)
 isfinite = _unary("isfinite", "Whether a is finite", np.isfinite, boolean)

@@ -10,12 +10,12 @@ import numpy as np
 
 from qgraph._errors import ShapeError
 from qgraph.ir.dtypes import U32
-from qgraph.ir.op import Op, Types
+from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.shape import flatten
 
-__all__ = ["argpartition", "argsort", "partition", "sort", "topk"]
+__all__ = ["argpartition", "argsort", "partition", "searchsorted", "sort", "topk"]
 
 
 _np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
@@ -170,3 +170,42 @@ def topk(a: ArrayLike, /, k: int, axis: int | None = -1) -> Array:
     """The `k` largest elements along `axis` (None: of all), in undefined order.  Source: mlx.core.topk."""
     a, i = _along(a, axis)
     return apply(Topk(k, i), a)
+
+
+@dataclass(frozen=True)
+class SearchSorted(Op):
+    """Where every value belongs in a sorted sequence: before equal elements, or with `right` behind them."""
+
+    name = "searchsorted"
+    right: bool = False
+    flops_per_element = 8
+
+    def infer(self, a: TensorType, values: TensorType) -> TensorType:
+        """A u32 for every value."""
+        if a.ndim != 1:
+            raise ShapeError(f"searchsorted: a sequence of shape {a.shape}", fix="give one axis")
+        return TensorType(values.shape, U32)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.searchsorted`."""
+        return f"mx.searchsorted({operands[0]}, {operands[1]}, side={'right' if self.right else 'left'!r})"
+
+    def reference(self, a: Any, values: Any) -> Any:
+        """NumPy's."""
+        return _np.searchsorted(a, values, "right" if self.right else "left").astype(np.uint32)
+
+
+@frontend
+def searchsorted(sorted_sequence: ArrayLike, values: ArrayLike, /, side: str = "left") -> Array:
+    """Where `values` belong in an ascending sequence, so that it stays sorted.
+
+    `side`: "left" of equal elements, or "right".  Shape: that of the values, u32.
+    Source: mlx.core.searchsorted.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.searchsorted(mx.array([1, 2, 2]), mx.array([2]), "right").tolist()
+    [3]
+    """
+    if side not in ("left", "right"):
+        raise ShapeError(f"searchsorted: side={side!r}", fix='use "left" or "right"')
+    return apply(SearchSorted(side == "right"), operand(sorted_sequence), operand(values))

@@ -4,6 +4,7 @@ import qgraph.ops as _ops  # every op is registered by its module
 from qgraph.capture.primitives import elementwise as elementwise
 from qgraph.capture.primitives import fused as fused
 from qgraph.capture.primitives import indexing as indexing
+from qgraph.capture.primitives import others as others
 from qgraph.capture.primitives import products as products
 from qgraph.capture.primitives import reductions as reductions
 from qgraph.capture.primitives import shapes as shapes

@@ -44,10 +44,11 @@ def _batched(p: Primitive, x: Value, shape: Shape) -> Value | None:
     *summand, a, b = x.node.inputs
     if not isinstance(a.op, Reshape) or a.type.ndim != 2:
         return None
-    batch = a.node.inputs[0]
-    rows = batch.type.shape[:-1]
-    if len(rows) < 2 or shape != (*rows, *x.type.shape[1:]) or batch.type.shape[-1:] != a.type.shape[1:]:
+    batch, rows = a.node.inputs[0], shape[:-1]
+    if len(rows) < 2 or shape[-1:] != x.type.shape[1:] or batch.type.packing:
         return None
+    if batch.type.shape != (*rows, *a.type.shape[1:]):  # it was a reshape, as heads are merged: two are one
+        batch = p.add(Reshape((*rows, *a.type.shape[1:])), batch)
     if summand:
         wide = summand[0]
         row = wide.node.inputs[0] if isinstance(wide.op, Broadcast) else wide
