@@ -25,11 +25,15 @@ class NoMatch(Exception):
 
 @dataclass
 class Found:
-    """What a pattern matched: values by variable or name, and the nodes inside."""
+    """What a pattern matched: values by variable or name, and the nodes inside.
+
+    Those `outside` were looked through to find a variable: the match does not read them, so others may.
+    """
 
     values: dict[str, Value] = field(default_factory=dict[str, Value])
     nodes: dict[Node, None] = field(default_factory=dict[Node, None])
     skipped: dict[str, tuple[Node, ...]] = field(default_factory=dict[str, tuple[Node, ...]])
+    outside: dict[Node, None] = field(default_factory=dict[Node, None])
 
 
 @dataclass
@@ -129,9 +133,12 @@ class Matcher:
         before = found.skipped.get(pattern.name, ())
         found.nodes[node] = None
         found.skipped[pattern.name] = (*before, node)
+        if isinstance(pattern, Variable):
+            found.outside[node] = None
         if self._match(pattern, node.inputs[0], then):
             return True
         del found.nodes[node]
+        found.outside.pop(node, None)
         if before:
             found.skipped[pattern.name] = before
         else:
@@ -175,10 +182,11 @@ def _done() -> bool:
 def foreign_user(graph: Graph, root: Node, found: Found) -> tuple[Value, Node | None] | None:
     """An interior value that something outside the match reads too: the value and its user.
 
-    Views are free to keep and to recompute, so they may be shared; compute may not.
+    Views are free to keep and to recompute, so they may be shared; compute may not, but for a cast between
+    the match and a variable, which stays as it is for the others.
     """
     for node in found.nodes:
-        if node is root or node.op.view:
+        if node is root or node.op.view or node in found.outside:
             continue
         for value in node.outputs:
             if graph.is_output(value):

@@ -307,3 +307,28 @@ def test_a_pattern_that_needs_shapes_says_so():
 
     with pytest.raises(qg.RuleError, match="is part of a pattern: it has no shape yet"):
         apply(graph_of(lambda x: x.T, normal(2, 3)), Shaped())
+
+
+def test_a_cast_of_what_a_variable_matches_may_be_shared():
+    class SinAndCos(qg.Rule):
+        through = ("cast",)
+
+        def pattern(self, x):
+            return qg.sin(x) + qg.cos(x)
+
+        def rewrite(self, m, x):
+            assert {op.dtype for op in m.all_skipped()} == {m.type.dtype}
+            return qg.tan(x).astype(m.type.dtype.mlx)
+
+    def shared_below(x):
+        wide = x.astype(mx.float32)
+        return qg.sin(x).astype(mx.float32) + qg.cos(wide), qg.exp(wide)
+
+    def shared_inside(x):
+        sine = qg.sin(x).astype(mx.float32)
+        return sine + qg.cos(x.astype(mx.float32)), qg.exp(sine)
+
+    x = normal(3).astype(mx.float16)
+    after, _ = apply(graph_of(shared_below, x), SinAndCos())
+    assert ops(after) == {"cast": 2, "exp": 1, "tan": 1}
+    assert "tan" not in ops(apply(graph_of(shared_inside, x), SinAndCos())[0])
