@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -19,14 +19,17 @@ from qgraph._cache import LOCK, Cache, CacheInfo, Entry
 from qgraph._errors import RecompileWarning, TraceError
 from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph._jit import labels_of, without_collector
+from qgraph.capture.arguments import put_back, set_aside
 from qgraph.capture.capture import capture
-from qgraph.capture.state import HOLDS, Held, NotDynamic, Step
+from qgraph.capture.state import DOUBTS, HOLDS, Held, NotDynamic, Step, commit_all
 from qgraph.capture.unify import unify
 from qgraph.capture.weights import Weights
 from qgraph.execute.eager import stored
 from qgraph.execute.program import Program, compiling
 from qgraph.ir import Builder, Graph
+from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.origin import depth_of_user
+from qgraph.numeric import tolerance
 from qgraph.ops.dispatch import type_of
 from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.trace.tracer import signature, unused
@@ -39,21 +42,7 @@ class ModuleEntry(Entry):
 
     held: tuple[tuple[int, Any], ...] = ()  # for every held object: how many arrays, and what commit wants
     changed: tuple[int, ...] = ()  # the weights that the module replaced, by place
-
-
-class Place:
-    """Where a held object stands among the arguments; equal by number, so that it can be part of a key."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Place) and other.number == self.number
-
-    def __hash__(self) -> int:
-        return self.number
+    doubts: tuple[str, ...] = ()  # why the first results are to be compared
 
 
 @dataclass
@@ -84,6 +73,7 @@ class ModuleProgram:
         self._cache = Cache(maxsize)
         self._making = threading.RLock()
         self._literal: set[Any] = set()  # regimes of models that read a cache's counters as numbers
+        self._checked: set[Any] = set()  # the keys of programs that were compared
         self._gave_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,17 +88,45 @@ class ModuleProgram:
             self._gave_up = True
             warnings.warn(f"{self._name} runs without qgraph: {error}", stacklevel=depth_of_user())
             return self._original(args, kwargs)
-        _, flat, _ = self._stored
-        found = entry.program.trusted(*flat, *stored(call.leaves), *call.arrays, *entry.captures)
+        if entry.doubts and not self._confirmed(call, entry, args, kwargs):
+            return self(*args, **kwargs)
+        found = self._run(call, entry)
         call.arrays.clear()  # a buffer that nothing references is updated in place
         n = len(entry.types)
-        for held, (count, after) in zip(call.held, entry.held, strict=True):
-            held.commit(list(found[n : n + count]), after)
-            n += count
-        for i, x in zip(entry.changed, found[n:], strict=True):
+        m = len(found) - len(entry.changed)
+        commit_all(call.held, found[n:m], entry.held)
+        for i, x in zip(entry.changed, found[m:], strict=True):
             slot = self._weights.slots[i]
             slot.holder[slot.key] = x
-        return unflatten(entry.spec, list(found[: len(entry.types)]))
+        return unflatten(entry.spec, list(found[:n]))
+
+    def _run(self, call: Prepared, entry: ModuleEntry) -> Sequence[mx.array]:
+        return entry.program.trusted(*self._stored[1], *stored(call.leaves), *call.arrays, *entry.captures)
+
+    def _confirmed(
+        self, call: Prepared, entry: ModuleEntry, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a program that serves all states of the caches gives what one made for this state gives.
+
+        It is asked where the capture left doubts, once for every program; if not, this regime is captured
+        again at every call.
+        """
+        if call.key in self._checked:
+            return True
+        exact, literal = self._entry(args, kwargs, dynamic=False)
+        n = len(entry.types)
+        results = [list(self._run(call, entry)[:n]), list(self._run(exact, literal)[:n])]
+        if all(map(_agree, *results)):
+            self._checked.add(call.key)
+            return True
+        self._give_up(call, "; ".join(entry.doubts))
+        return False
+
+    def _give_up(self, call: Prepared, why: str) -> None:
+        """Capture calls like this one anew for every state of their caches."""
+        self._literal.add(call.regime)
+        message = f"{self._name} is captured again at every call: {why}"
+        warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph as captured, before any pass."""
@@ -144,11 +162,13 @@ class ModuleProgram:
         kind = cast(Any, type(self._module))
         return kind._qgraph_original.__call__(self._module, *args, **kwargs)
 
-    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Prepared, ModuleEntry]:
+    def _entry(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True
+    ) -> tuple[Prepared, ModuleEntry]:
         """The call and its program, captured if there is none yet."""
         if PROCESS.forked:
             refuse_after_fork()
-        call = self._prepare(args, kwargs)
+        call = self._prepare(args, kwargs, dynamic)
         entry = self._find(call)
         if entry is not None:
             return call, entry
@@ -158,13 +178,8 @@ class ModuleProgram:
                 try:
                     entry = self._make(call)
                 except NotDynamic as error:
-                    self._literal.add(call.regime)
-                    warnings.warn(
-                        f"{self._name} is captured again at every call: {error}",
-                        RecompileWarning,
-                        stacklevel=depth_of_user(),
-                    )
-                    return self._entry(args, kwargs)
+                    self._give_up(call, str(error))
+                    return self._entry(args, kwargs, dynamic=False)
         return call, entry
 
     def _find(self, call: Prepared) -> ModuleEntry | None:
@@ -173,22 +188,22 @@ class ModuleProgram:
         assert found is None or isinstance(found, ModuleEntry)
         return found
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Prepared:
         weights, types = self._read()
         objects: list[Any] = []
-        tree = (_set_aside(args, objects), _set_aside(kwargs, objects))
+        tree = (set_aside(args, objects), set_aside(kwargs, objects))
         leaves: list[Any] = []
         spec = Tokens()
         flatten(tree, leaves, spec)
         regime = (types, tuple(spec), signature(leaves), tuple(map(type, objects)), self._module.training)
         length = next((x.shape[1] for x in leaves if len(x.shape) > 1), 1)
-        step = Step(length, dynamic=regime not in self._literal)
+        step = Step(length, dynamic=dynamic and regime not in self._literal)
         held = [HOLDS[type(x)](x, step) for x in objects]
         arrays: list[mx.array] = []
         found: dict[int, int] = {}
         places = tuple(tuple(_place(x, arrays, found) for x in h.arrays) for h in held)
         keys = tuple(h.key for h in held)
-        key = (*regime, keys, places, signature(arrays), str(mx.default_device()), compiling())
+        key = (*regime, step.dynamic, keys, places, signature(arrays), str(mx.default_device()), compiling())
         return Prepared(weights, leaves, spec, held, arrays, places, key, regime)
 
     def _read(self) -> tuple[list[Any], int]:
@@ -225,7 +240,7 @@ class ModuleProgram:
             stand_ins = [
                 h.stand_in([arrays[m + i] for i in p]) for h, p in zip(call.held, call.places, strict=True)
             ]
-            args, kwargs = _put_back(unflatten(call.spec, list(arrays[n:m])), [x for x, _ in stand_ins])
+            args, kwargs = put_back(unflatten(call.spec, list(arrays[n:m])), [x for x, _ in stand_ins])
             leaves: list[mx.array] = []
             flatten(shadow.root(*args, **kwargs), leaves, spec)
             types.extend(leaves)
@@ -242,7 +257,9 @@ class ModuleProgram:
         result = self.pipeline.run(graph)
         out = tuple(v.type for v in graph.outputs[: len(types)])
         program = Program(result.graph)
-        return ModuleEntry(result, program, captured.captures, spec, out, (), tuple(held), tuple(changed))
+        doubts = tuple(DOUBTS) if call.held else ()
+        extras = tuple(held), tuple(changed), doubts
+        return ModuleEntry(result, program, captured.captures, spec, out, (), *extras)
 
 
 def _place(x: mx.array, arrays: list[mx.array], found: dict[int, int]) -> int:
@@ -253,31 +270,13 @@ def _place(x: mx.array, arrays: list[mx.array], found: dict[int, int]) -> int:
     return place
 
 
-def _set_aside(tree: Any, objects: list[Any]) -> Any:
-    """The tree with a `Place` for every object that is held; the objects go to `objects`, each once."""
-    kind = cast(Any, type(tree))
-    if kind in HOLDS:
-        for i, x in enumerate(objects):
-            if x is tree:
-                return Place(i)
-        objects.append(tree)
-        return Place(len(objects) - 1)
-    return _mapped(tree, lambda x: _set_aside(x, objects))
-
-
-def _put_back(tree: Any, objects: list[Any]) -> Any:
-    kind = cast(Any, type(tree))
-    if kind is Place:
-        return objects[tree.number]
-    return _mapped(tree, lambda x: _put_back(x, objects))
-
-
-def _mapped(tree: Any, inner: Callable[[Any], Any]) -> Any:
-    """The tree with its items replaced; anything but a plain list, tuple or dict has none."""
-    kind: Any = cast(Any, type(tree))
-    if kind is list or kind is tuple:
-        return kind(map(inner, tree))
-    return {key: inner(x) for key, x in tree.items()} if kind is dict else tree
+def _agree(a: mx.array, b: mx.array) -> bool:
+    """Whether two results are equal up to the rounding of a model's sums."""
+    if not mx.issubdtype(a.dtype, mx.floating) or not a.size:
+        return bool(mx.array_equal(a, b).item())
+    limit = tolerance(dtype_of(a.dtype), a.shape[-1] if a.shape else 1, "model").frobenius
+    a, b = a.astype(mx.float32), b.astype(mx.float32)
+    return bool((mx.linalg.norm(a - b) <= limit * mx.linalg.norm(b)).item())
 
 
 def _labels(weights: Weights, call: Prepared) -> list[str]:

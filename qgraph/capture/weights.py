@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import is_
+from operator import getitem, is_
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -36,8 +36,8 @@ class Weights:
 
     def _look(self) -> None:
         self.slots: list[Slot] = []
+        self._holders: list[Any] = []
         self._links: list[tuple[Any, Any, Any]] = []
-        self._sizes: list[tuple[Any, int]] = []
         seen: set[int] = set()
         waiting: list[tuple[str, Any]] = [("", self.root)]
         while waiting:
@@ -45,7 +45,7 @@ class Weights:
             if id(holder) in seen:  # a module in two places: its weights are named by the first
                 continue
             seen.add(id(holder))
-            self._sizes.append((holder, len(holder)))
+            self._holders.append(holder)
             inner: list[tuple[str, Any]] = []
             for key, x in _parts_together(holder):
                 name = f"{path}.{key}" if path else str(key)
@@ -55,30 +55,39 @@ class Weights:
                     self._links.append((holder, key, x))
                     inner.append((name, x))
             waiting += reversed(inner)
+        # As columns, since they are compared at every call.
+        self._sizes = list(map(len, self._holders))
+        self._parents = [parent for parent, _, _ in self._links]
+        self._keys = [key for _, key, _ in self._links]
+        self._children = [child for _, _, child in self._links]
+        self._places = [slot.holder for slot in self.slots], [slot.key for slot in self.slots]
 
     def read(self) -> tuple[int, list[Any]]:
         """All arrays now; and a number that stays the same as long as they are the same objects."""
-        if not self._same_structure():
+        now = self._now()
+        if now is None:
             self._look()
-        now = [holder[key] for _, holder, key in self.slots]
+            now = list(map(getitem, *self._places))
         if len(now) != len(self._arrays) or not all(map(is_, now, self._arrays)):
             self._arrays = now
             self._version += 1
         return self._version, now
 
-    def _same_structure(self) -> bool:
+    def _now(self) -> list[Any] | None:
+        """The arrays, if the structure is as it was."""
         try:
-            return (
-                all(holder[key] is x for holder, key, x in self._links)
-                and all(len(holder) == n for holder, n in self._sizes)
-                and all(isinstance(holder[key], (mx.array, QuantizedTensor)) for _, holder, key in self.slots)
-            )
+            children = map(getitem, self._parents, self._keys)
+            if list(map(len, self._holders)) != self._sizes or not all(map(is_, children, self._children)):
+                return None
+            now = list(map(getitem, *self._places))
         except (KeyError, IndexError):
-            return False
+            return None
+        same = len(now) == len(self._arrays) and all(map(is_, now, self._arrays))
+        return now if same or all(isinstance(x, (mx.array, QuantizedTensor)) for x in now) else None
 
     def holders(self) -> list[Any]:
         """The modules, dicts and lists, each once."""
-        return [holder for holder, _ in self._sizes]
+        return self._holders
 
     def shadow(self) -> Shadow:
         """A copy of the structure, whose arrays can be replaced."""
