@@ -28,7 +28,7 @@ class Places:
 def set_aside(tree: Any, objects: list[Any]) -> Any:
     """The tree with `Places` for the objects that are held; they go to `objects`, each once."""
     kind = cast(Any, type(tree))
-    items: list[Any] = tree if kind is list else []
+    items = cast("list[Any]", tree) if kind is list else []
     if items and all(holder(type(x)) for x in items):
         first = len(objects)
         given = set(map(id, objects))
@@ -55,5 +55,5 @@ def _mapped(tree: Any, inner: Callable[[Any], Any]) -> Any:
     """The tree with its items replaced; anything but a plain list, tuple or dict has none."""
     kind: Any = cast(Any, type(tree))
     if kind in (list, tuple):
-        return kind(map(inner, tree))
+        return cast(Any, kind)(map(inner, cast("list[Any]", tree)))
     return {key: inner(x) for key, x in tree.items()} if kind is dict else tree
