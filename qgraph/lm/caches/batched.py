@@ -52,7 +52,7 @@ class _Keys(Padded, BatchKVCache):
 class Keys:
     """A BatchKVCache that is not empty."""
 
-    __slots__ = ("arrays", "at", "cache", "key", "length", "window")
+    __slots__ = ("arrays", "at", "cache", "key", "length", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values = cache._idx, cache.keys, cache.values
@@ -62,6 +62,7 @@ class Keys:
             keys, values = grown(keys, at, size), grown(values, at, size)
         self.cache, self.length, self.at = cache, step.length, at
         self.window = min(window(total), size)
+        self.slack = self.window - total
         self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
         self.key = (BatchKVCache, self.window)
 
@@ -106,7 +107,7 @@ class _Growing(Padded, BatchRotatingKVCache):
 class Growing:
     """A batched rotating cache with room for one more token."""
 
-    __slots__ = ("arrays", "at", "cache", "key", "total", "window")
+    __slots__ = ("arrays", "at", "cache", "key", "total", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values, most = cache._idx, cache.keys, cache.values, cache.max_size
@@ -116,6 +117,7 @@ class Growing:
             keys, values = grown(keys, at, size), grown(values, at, size)
         self.cache, self.at, self.total = cache, at, cache._offset
         self.window = min(window(at + 1), size)
+        self.slack = self.window - (at + 1)
         self.arrays = [keys, values, cache.offset, cache.left_padding, step.number(at, "batch")]
         self.key = (BatchRotatingKVCache, "growing", self.window, most)
 

@@ -33,7 +33,7 @@ class Chunk:
     the buffer has no room: the model's mask leaves it out in either case, since it is of another chunk.
     """
 
-    __slots__ = ("arrays", "cache", "key", "length", "offset", "start", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "start", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, start = cache.keys, cache.values, cache.start_position
@@ -46,6 +46,7 @@ class Chunk:
             keys, values = (grown(x[..., drop:, :], valid, size) for x in (keys, values))
         self.cache, self.length, self.offset, self.start = cache, step.length, cache.offset, start
         self.window = min(window(valid + step.length), size)
+        self.slack = self.window - (valid + step.length)
         self.arrays = [
             keys,
             values,

@@ -102,7 +102,7 @@ class _Keys(Window, KVCache):
 class Keys:
     """A KVCache that is not empty: one program for a capacity and a window of it."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset, keys, values = cache.offset, cache.keys, cache.values
@@ -113,6 +113,7 @@ class Keys:
             keys, values = grown(keys, offset, size), grown(values, offset, size)
         self.cache, self.length, self.offset = cache, step.length, offset
         self.window = min(window(total), size)
+        self.slack = self.window - total
         self.arrays = [keys, values, step.number(offset)]
         self.key: Hashable = (KVCache, self.window)
 
@@ -170,7 +171,7 @@ class _Quantized(Window, QuantizedKVCache):
 class Quantized:
     """A QuantizedKVCache that is not empty."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset = cache.offset
@@ -182,6 +183,7 @@ class Quantized:
             parts = [grown(x, offset, size) for x in parts]
         self.cache, self.length, self.offset = cache, step.length, offset
         self.window = min(window(total), size)
+        self.slack = self.window - total
         self.arrays = [*parts, step.number(offset)]
         self.key: Hashable = (QuantizedKVCache, self.window, cache.group_size, cache.bits)
 

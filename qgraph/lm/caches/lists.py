@@ -13,12 +13,13 @@ from qgraph.lm.caches.literal import blank, class_of
 class Several:
     """The caches of a CacheList, in order."""
 
-    __slots__ = ("arrays", "cache", "counts", "key", "parts")
+    __slots__ = ("arrays", "cache", "counts", "key", "parts", "slack")
 
     def __init__(self, cache: Any, parts: list[Held]) -> None:
         self.cache: Any = cache
         self.parts = parts
         self.counts = [len(p.arrays) for p in parts]
+        self.slack = max((getattr(p, "slack", 0) for p in parts), default=0)
         self.arrays = [x for p in parts for x in p.arrays]
         self.key = (type(cache), *(p.key for p in parts))
 

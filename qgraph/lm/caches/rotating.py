@@ -35,7 +35,7 @@ class _Growing(Window, RotatingKVCache):
 class Growing:
     """A rotating cache with room for the tokens of this call: the program of a KVCache."""
 
-    __slots__ = ("arrays", "cache", "key", "length", "offset", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset, keys, values = cache.offset, cache.keys, cache.values
@@ -45,6 +45,7 @@ class Growing:
             keys, values = grown(keys, offset, size), grown(values, offset, size)
         self.cache, self.length, self.offset = cache, step.length, offset
         self.window = min(window(total), size)
+        self.slack = self.window - total
         self.arrays = [keys, values, step.number(offset)]
         self.key = (RotatingKVCache, "growing", self.window, most)
 
