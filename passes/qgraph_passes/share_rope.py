@@ -1,9 +1,9 @@
 """Rotary positions that turn by the same angles → the angles, their cosines and sines computed once.
 
-rope(x, offset)   → concatenate(a * cos - b * sin, a * sin + b * cos)    where the angles serve several x
+rope(x, offset) → x * [cos, cos] + [b, a] * [-sin, sin]    a, b the halves of x; the angles serve several x
 
 On a CPU MLX makes the tables anew in every call of rope: twice in each layer of a model. The GPUs' kernels
-make none. The numbers are the same to the last bit.
+make none. The numbers are the same to the last bit: MLX computes a * cos - b * sin and a * sin + b * cos.
 """
 
 from __future__ import annotations
@@ -71,18 +71,26 @@ def _turned(graph: Graph, node: Node, inputs: tuple[Value, ...], group: list[Nod
     def tables(*rest: Any) -> list[Any]:
         angles: Any = apply(op.angles(node.inputs[0].type.shape[2]), *rest)
         dtype = node.outputs[0].type.dtype.mlx
-        return [qg.cos(angles).astype(dtype), qg.sin(angles).astype(dtype)]
+        cos, sin = qg.cos(angles).astype(dtype), qg.sin(angles).astype(dtype)
+        return [_joined(op, cos, cos), _joined(op, -sin, sin)]
 
     x, *rest = inputs
-    return under(own, partial(_pairs, op), x, *under(common, tables, *rest))[0]
+    return under(own, partial(_turn, op), x, *under(common, tables, *rest))[0]
 
 
-def _pairs(op: Rope, x: Any, cos: Any, sin: Any) -> list[Any]:
-    """Neighbours (traditional) or one from each half, turned; features beyond `dims` stay."""
+def _turn(op: Rope, x: Any, cos: Any, sin: Any) -> list[Any]:
+    """The first `dims` features turned; those beyond stay."""
+    whole = op.dims == x.shape[-1]
+    inner = x if whole else x[..., : op.dims]
     half = op.dims // 2
-    first = x[..., 0 : op.dims : 2] if op.traditional else x[..., :half]
-    second = x[..., 1 : op.dims : 2] if op.traditional else x[..., half : op.dims]
-    turned: list[Any] = [first * cos - second * sin, first * sin + second * cos]
+    first = inner[..., 0::2] if op.traditional else inner[..., :half]
+    second = inner[..., 1::2] if op.traditional else inner[..., half:]
+    turned = inner * cos + _joined(op, second, first) * sin
+    return [turned if whole else qg.concatenate([turned, x[..., op.dims :]], -1)]
+
+
+def _joined(op: Rope, first: Any, second: Any) -> Any:
+    """Neighbours for the traditional order, or one half after the other."""
     if op.traditional:
-        turned = [qg.reshape(qg.stack(turned, -1), (*x.shape[:-1], op.dims))]
-    return [qg.concatenate([*turned, *([x[..., op.dims :]] if op.dims < x.shape[-1] else [])], -1)]
+        return qg.reshape(qg.stack([first, second], -1), (*first.shape[:-1], op.dims))
+    return qg.concatenate([first, second], -1)
