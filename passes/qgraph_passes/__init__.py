@@ -10,4 +10,14 @@ from qgraph_passes.quantize_take import QuantizeTake as QuantizeTake
 from qgraph_passes.raise_fast import RaiseFast as RaiseFast
 from qgraph_passes.share_rope import ShareRope as ShareRope
 
-ALL = (Canonicalize, RaiseFast, FoldTranspose, QuantizeDot, QuantizeTake, FuseLora, ShareRope, GuardIndices, Legalize)
+ALL = (
+    Canonicalize,
+    RaiseFast,
+    FoldTranspose,
+    QuantizeDot,
+    QuantizeTake,
+    FuseLora,
+    ShareRope,
+    GuardIndices,
+    Legalize,
+)

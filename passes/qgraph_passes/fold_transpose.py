@@ -41,7 +41,7 @@ class FoldTranspose(qg.Pass):
     """Move transposes of packed weights towards the dots, and compose all transposes."""
 
     name = "fold-transpose"
-    after = ("canonicalize",)
+    after = ("canonicalize", "raise-fast")
     rules = (ComposeTransposes,)
 
     def run(self, graph: Graph, context: Context) -> Graph:

@@ -16,7 +16,8 @@ class Pass:
     """A step of the pipeline. Subclass, freeze, name it; then list `rules`, or write `run`.
 
     The graph is valid before and after `run`, which must not change what the graph computes. `after` and
-    `before` name passes that must not stand on the wrong side of this one.
+    `before` name passes that must not stand on the wrong side of this one. `exact` is False for a pass that
+    takes constants for what they are rounded from: 0.33333334 for 1 / 3.
 
     >>> import qgraph as qg
     >>> class Identity(qg.Pass):
@@ -26,6 +27,7 @@ class Pass:
 
     name: ClassVar[str] = ""
     after: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = True
     rules: ClassVar[tuple[type[Rule], ...]] = ()
 
     def active_rules(self) -> tuple[Rule, ...]:

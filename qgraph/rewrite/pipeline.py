@@ -18,9 +18,12 @@ from qgraph.rewrite.passes import Pass
 from qgraph.rewrite.registry import pass_named
 from qgraph.rewrite.report import Report, make_report
 
-DEFAULT = "canonicalize,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,guard-indices,legalize"
+DEFAULT = (
+    "canonicalize,raise-fast,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,guard-indices,"
+    "legalize"
+)
 
-NumericCheck = Callable[[Graph, Graph, str], None]
+NumericCheck = Callable[[Graph, Graph, str, bool], None]
 _numeric: list[NumericCheck] = []
 
 
@@ -161,7 +164,7 @@ def _check(p: Pass, before: Graph, after: Graph, level: int) -> bool:
         error.add_note(f"the graph after pass {p.name} is not valid")
         raise
     if level >= 2 and _numeric:
-        _numeric[0](before, after, p.name)
+        _numeric[0](before, after, p.name, p.exact)
     return True
 
 

@@ -15,6 +15,7 @@ import qgraph as qg
 from qgraph.ir import Graph
 from qgraph.rewrite import Context, Rule
 from qgraph_passes.raise_fast.attention import RaiseAttention
+from qgraph_passes.raise_fast.dequantize import RaiseDequantize, RaiseMxfp4
 from qgraph_passes.raise_fast.form import Form, apply_forms
 from qgraph_passes.raise_fast.layer_norm import RaiseLayerNorm
 from qgraph_passes.raise_fast.rms_norm import RaiseRmsNorm
@@ -23,6 +24,7 @@ from qgraph_passes.raise_fast.softmax import RaiseSoftmax
 
 # Those of one sweep do not see what each other made: attention is found around a softmax.
 SWEEPS: tuple[tuple[type[Form], ...], ...] = (
+    (RaiseDequantize, RaiseMxfp4),
     (RaiseLayerNorm, RaiseRmsNorm, RaiseRope, RaiseSoftmax),
     (RaiseAttention,),
 )
@@ -34,6 +36,7 @@ class RaiseFast(qg.Pass):
 
     name = "raise-fast"
     after = ("canonicalize",)
+    exact = False  # it reads 1 / N, and the logarithm of a base, from float32
 
     def active_rules(self) -> tuple[Rule, ...]:
         """The forms, which are rules with a search of their own."""

@@ -246,5 +246,7 @@ def _per_head(s: Search, column: Value, scores: Shape, heads: int) -> Value:
     shape = (1,) * (len(scores) - v.type.ndim) + v.type.shape
     batch = 1 if len(scores) < 4 else shape[0]
     fits = shape[-2:] == (1, 1) and v.type.size == heads and batch == 1
-    s.require(fits and v.type.dtype.is_float, "the column beside the scores is not one number for each head", v)
+    s.require(
+        fits and v.type.dtype.is_float, "the column beside the scores is not one number for each head", v
+    )
     return v
