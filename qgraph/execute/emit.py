@@ -40,6 +40,7 @@ class _Writer:
         self.lines: list[str] = []
         self.constants: list[tuple[str, str]] = []
         self.names: dict[Value, Operand] = {}
+        self.asides: dict[str, str] = {}  # source that is a statement of its own, and its name
         # copy: what index_update binds; float and slice: what literals and subscripts call.
         self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD, random_bits.FUNCTION}
         self.labels = names_of(graph)
@@ -83,8 +84,9 @@ class _Writer:
             return
         if node.op.name in PRODUCTS:
             self.guard(node.inputs[0])
-        operands = tuple(self.names[v] for v in node.inputs)
-        result = nothing(node) or node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
+        empty = nothing(node)
+        operands = tuple(self.names[v] for v in node.inputs) if empty else self.prepared(node)
+        result = empty or node.op.emit(operands, tuple(v.type for v in node.inputs), node.types)
         if len(node.outputs) == 1 and result in operands:
             self.names[node.outputs[0]] = result  # a view that moves nothing
             return
@@ -95,6 +97,16 @@ class _Writer:
         self.names.update(zip(node.outputs, places, strict=True))
         targets = [n for p in places for n in (p.parts() if isinstance(p, Storage) else (p,))]
         self.line(f"{', '.join(targets)} = {result}", node)
+
+    def prepared(self, node: Node) -> tuple[Operand, ...]:
+        """The operands, those that the op wants changed first by the names of what they became."""
+        operands = [self.names[v] for v in node.inputs]
+        for i, text in node.op.aside(tuple(operands), tuple(v.type for v in node.inputs)).items():
+            if text not in self.asides:
+                self.asides[text] = self.fresh(self.labels[node.inputs[i]])
+                self.line(f"{self.asides[text]} = {text}", node)
+            operands[i] = self.asides[text]
+        return tuple(operands)
 
     def guard(self, x: Value) -> None:
         """Let mx.vmap over a product's left operand be refused by us; see `qgraph.execute.vmap`."""

@@ -74,6 +74,11 @@ class Op:
         del inputs
         return self.mlx.format(*operands, out=_TypeText(outputs[0]), **self.literals())
 
+    def aside(self, operands: tuple[Operand, ...], inputs: Types) -> dict[int, str]:
+        """Source that stands for some operands (by number) in `emit`: a statement of its own, equal ones once."""
+        del operands, inputs
+        return {}
+
     def literals(self) -> dict[str, str]:
         """The parameters as Python source."""
         return {f.name: literal(getattr(self, f.name)) for f in fields(self)}

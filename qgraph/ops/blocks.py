@@ -49,10 +49,13 @@ class DynamicSlice(Op):
         check_block(self.name, a, start, self.axes, self.sizes)
         return TensorType(self.sizes, a.dtype)
 
+    def aside(self, operands: tuple[Any, ...], inputs: Types) -> dict[int, str]:
+        """The clamped starts."""
+        return {1: clamped(operands[1], inputs[1].dtype, inputs[0].shape, self.axes, self.sizes)}
+
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.slice` from clamped starts."""
-        start = clamped(operands[1], inputs[1].dtype, inputs[0].shape, self.axes, self.sizes)
-        return f"mx.slice({operands[0]}, {start}, {self.axes}, {self.sizes})"
+        return f"mx.slice({operands[0]}, {operands[1]}, {self.axes}, {self.sizes})"
 
     def reference(self, a: Any, start: Any) -> Any:
         """A subscript by slices from the clamped starts."""
@@ -126,13 +129,16 @@ class SliceUpdate(Op):
             raise ShapeError(f"{self.name}: {update.shape} does not fill axes {outside} of {a.shape}")
         return a.dense()
 
+    def aside(self, operands: tuple[Any, ...], inputs: Types) -> dict[int, str]:
+        """The clamped starts: one statement for the buffers of all layers."""
+        if inputs[1].size == 0:
+            return {}
+        return {2: clamped(operands[2], inputs[2].dtype, inputs[0].shape, self.axes, inputs[1].shape)}
+
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.slice_update` at clamped starts."""
         a, update, start = operands
-        if inputs[1].size == 0:
-            return a
-        where = clamped(start, inputs[2].dtype, inputs[0].shape, self.axes, inputs[1].shape)
-        return f"mx.slice_update({a}, {update}, {where}, {self.axes})"
+        return a if inputs[1].size == 0 else f"mx.slice_update({a}, {update}, {start}, {self.axes})"
 
     def reference(self, a: Any, update: Any, start: Any) -> Any:
         """Assignment to a copy."""

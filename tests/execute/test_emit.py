@@ -12,7 +12,7 @@ from qgraph.execute.program import Program
 from qgraph.execute.reference import evaluate, round_to, to_numpy
 from qgraph.ir import parse_graph
 from qgraph.ir.dtypes import BF16, F16, F32, F64
-from tests.agree import assert_close, normal
+from tests.agree import agree, assert_close, normal
 
 
 def test_the_source_is_one_flat_function_of_mlx_calls():
@@ -66,3 +66,25 @@ def test_round_to_is_mlxs_rounding(dtype):
     x = np.random.default_rng(0).standard_normal(4096) * 10.0 ** np.arange(-8, 4).repeat(342)[:4096]
     narrow = mx.array(x.astype(np.float32)).astype(dtype.mlx)
     assert np.array_equal(round_to(dtype, x.astype(np.float32)), to_numpy(narrow))
+
+
+def test_the_starts_of_blocks_are_clamped_once_for_all_buffers_and_by_their_own_limits():
+    @qg.jit
+    def f(a, b, wide, x, at):
+        return [qg.slice_update(buffer, x, at, (0,)) for buffer in (a, b, wide)]
+
+    a, b, wide, x = normal(5, 2, seed=1), normal(5, 2, seed=2), normal(9, 2), normal(3, 2)
+    for start in (0, 2, 4, -1, 100):
+        at = mx.array([start])
+        agree(f, a, b, wide, x, at)
+    assert f.source(a, b, wide, x, at).count("mx.clip(") == 2
+
+
+def test_a_block_is_read_and_written_at_one_clamped_start():
+    @qg.jit
+    def f(a, x, at):
+        return qg.slice(qg.slice_update(a, x, at, (0,)), at, (0,), (3, 2))
+
+    a, x, at = normal(5, 2), normal(3, 2), mx.array([7])
+    agree(f, a, x, at)
+    assert f.source(a, x, at).count("mx.clip(") == 1
