@@ -7,8 +7,8 @@
     logits, cache = step(params, tokens, cache, mx.array(0), config)
 
 A prompt and the single tokens after it run through the same function. The cache has a fixed capacity
-and its fill is an array, so one program serves every step. `qgraph generate` finds this module under
-config.json's model_type in the entry points ``qgraph.models``.
+and its fill is an array, so one program serves every step. (`qgraph generate` runs mlx-lm's own models; this
+shows what a model looks like that is written for qgraph.)
 """
 
 from collections.abc import Mapping

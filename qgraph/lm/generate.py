@@ -229,7 +229,10 @@ class LanguageModel:
         return import_module("mlx_lm.models.cache").make_prompt_cache(self.model)
 
     def _example(self, length: int) -> tuple[mx.array, list[Any]]:
-        return mx.zeros((1, length), ID), self._cache()
+        """Tokens, and a cache that has one already; nothing is evaluated."""
+        cache = self._cache()
+        self.model(mx.zeros((1, 1), ID), cache=cache)
+        return mx.zeros((1, length), ID), cache
 
     def _prefill(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         """The logits after a prompt (batch, length), which is in the cache then.

@@ -124,15 +124,19 @@ class Peer:
         return np.array(self.model(mx.array([tokens]))[0])
 
     def greedy(self, prompt: list[int], count: int) -> tuple[list[int], np.ndarray]:
-        """Greedy tokens, and the logits that each was chosen from, with mlx-lm's growing cache."""
-        cache = make_prompt_cache(self.model)
-        step, tokens, rows = mx.array([prompt]), [], []
-        for _ in range(count):
-            logits = self.model(step, cache=cache)[:, -1]
-            rows.append(np.array(logits[0]))
-            tokens.append(int(rows[-1].argmax()))
-            step = mx.array([[tokens[-1]]])
-        return tokens, np.stack(rows)
+        return greedy(self.model, prompt, count)
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens, and the logits that each was chosen from, with mlx-lm's own caches."""
+    cache = make_prompt_cache(model)
+    step, tokens, rows = mx.array([prompt], mx.uint32), [], []
+    for _ in range(count):
+        logits = model(step, cache=cache)[:, -1]
+        rows.append(np.array(logits[0].astype(mx.float32)))
+        tokens.append(int(rows[-1].argmax()))
+        step = mx.array([[tokens[-1]]], mx.uint32)
+    return tokens, np.stack(rows)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -5,14 +5,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
-import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.quant import load, load_config
 from qgraph_examples import qwen3
 from tests.agree import assert_close
-from tests.lm.peer import MEDIUM, TINY, Peer, mixed, relative_error, tokenizer, write, write_adapter
+from tests.lm.peer import MEDIUM, TINY, Peer, greedy, mixed, relative_error, tokenizer, write, write_adapter
 
 PROMPT = [3, 41, 17, 88, 5, 60, 22, 9, 71, 33, 50]
 CASES: dict[str, dict[str, Any]] = {
@@ -34,33 +32,21 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return write(tmp_path_factory.mktemp("checkpoint") / "model", **CASES[request.param])
 
 
-def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], np.ndarray]:
-    """Prefill and decode through the jitted step, as `generate` does, keeping the logits."""
-    cache = qwen3.make_cache(model.config, 1, 256, model.dtype)
-    step, offset, tokens, rows = mx.array([prompt], mx.uint32), 0, [], []
-    for _ in range(count):
-        logits, cache = model.step(model.params, step, cache, mx.array(offset), model.config)
-        offset += step.shape[1]
-        rows.append(np.array(logits[0]))
-        tokens.append(int(rows[-1].argmax()))
-        step = mx.array([[tokens[-1]]], mx.uint32)
-    return tokens, np.stack(rows)
-
-
-def assert_same_generation(model: Any, peer: Peer, count: int) -> None:
-    tokens, logits = greedy(model, PROMPT, count)
+def assert_same_generation(model: qg.lm.LanguageModel, peer: Peer, count: int) -> None:
+    tokens, logits = greedy(model.model, PROMPT, count)
     expected_tokens, expected_logits = peer.greedy(PROMPT, count)
     assert tokens == expected_tokens
     assert_close(logits, expected_logits, path="model")
     assert len(set(tokens)) > 10, "a constant sequence would prove little"
-    assert model.step.cache_info().misses <= 3, "the check, a prompt, and the tokens after it"
+    windows = 2  # of the cache: 64 positions, then 128
+    assert model.model.qgraph.cache_info().misses <= 2 + windows, (
+        "the check, a prompt, and the tokens after it"
+    )
 
 
 def test_logits_of_all_positions(checkpoint: Path) -> None:
-    config = qwen3.Config.from_dict(load_config(checkpoint))
-    params = load(checkpoint)
-    cache = qwen3.make_cache(config, 1, 32, mx.float32)
-    logits, _ = qg.jit(qwen3.forward)(params, mx.array([PROMPT]), cache, mx.array(0), config)
+    model = qg.lm.load(checkpoint)
+    logits = model.model(mx.array([PROMPT]))
     assert logits.dtype == mx.float32
     assert_close(logits[0], Peer(checkpoint).logits(PROMPT), path="model")
 
@@ -81,19 +67,11 @@ def test_trained_weights(tmp_path: Path) -> None:
     mlx_lm.utils.save(folder, tmp_path, trained, tokenizer(), config)
     model, peer = qg.lm.load(folder), Peer(folder)
     for prompt, answer in {"123+456=": "579", "999+1=": "1000", "57+806=": "863"}.items():
-        tokens, logits = greedy(model, model.tokenizer.encode(prompt), len(answer) + 1)
+        tokens, logits = greedy(model.model, model.tokenizer.encode(prompt), len(answer) + 1)
         expected_tokens, expected_logits = peer.greedy(model.tokenizer.encode(prompt), len(answer) + 1)
         assert tokens == expected_tokens
         assert model.tokenizer.decode(tokens[:-1]) == answer
         assert_close(logits, expected_logits, path="model")
-
-
-def test_a_forward_pass_gives_logits_for_every_position(tmp_path: Path) -> None:
-    model = qg.lm.load(write(tmp_path / "model", quantization={"bits": 4}))
-    cache = qwen3.make_cache(model.config, 1, 8, mx.float32)
-    arguments = (model.params, mx.array([[1, 2, 3, 4]]), cache, mx.array(0), model.config)
-    assert qg.jit(qwen3.forward)(*arguments)[0].shape == (1, 4, 96)
-    assert qg.jit(qwen3.forward).eager(*arguments)[0].shape == (1, 4, 96)
 
 
 def test_a_prompt_in_chunks_equals_one_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

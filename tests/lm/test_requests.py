@@ -13,7 +13,6 @@ import pytest
 import qgraph as qg
 from qgraph import NonFiniteError, QGraphError
 from qgraph.lm.sampling import NO_TOKEN, Sampler, checked
-from qgraph_examples import qwen3
 from tests.lm.peer import write
 
 NAN, INF = float("nan"), float("inf")
@@ -29,13 +28,14 @@ def model(folder: Path) -> qg.lm.LanguageModel:
     return qg.lm.load(folder)
 
 
-def poisoned(model: qg.lm.LanguageModel, token: int, value: float) -> qg.lm.LanguageModel:
+def poisoned(folder: Path, token: int, value: float) -> qg.lm.LanguageModel:
     """The model with a bad number in the embedding of one token."""
-    table = mx.array(model.params["model"]["embed_tokens"]["weight"])
+    found = qg.lm.load(folder)
+    inner: Any = found.model.model
+    table = mx.array(inner.embed_tokens["weight"])
     table[token, 0] = value
-    inner = {**model.params["model"], "embed_tokens": {"weight": table}}
-    params = {**model.params, "model": inner}
-    return qg.lm.LanguageModel(qwen3, params, model.config, lambda: model.tokenizer)
+    inner.embed_tokens["weight"] = table
+    return found
 
 
 def tokens(model: qg.lm.LanguageModel, prompt: Any, n: int = 8) -> list[int]:
@@ -91,13 +91,13 @@ def test_a_batch_says_which_prompt_is_bad(model: qg.lm.LanguageModel) -> None:
 
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_logits_that_are_not_finite_end_the_request_at_their_step(
-    model: qg.lm.LanguageModel, value: float
+    folder: Path, model: qg.lm.LanguageModel, value: float
 ) -> None:
     plain = tokens(model, "abc", 12)
     step = next(
         i for i, t in enumerate(plain) if t not in [*plain[:i], *model.tokenizer.encode("abc")] and i > 1
     )
-    bad = poisoned(model, plain[step], value)
+    bad = poisoned(folder, plain[step], value)
     found: list[int] = []
     with pytest.raises(NonFiniteError, match=f"not finite at step {step + 1}: there is no token") as info:
         found.extend(piece.token for piece in bad.generate("abc", max_tokens=12))
@@ -107,8 +107,8 @@ def test_logits_that_are_not_finite_end_the_request_at_their_step(
     assert bad.generate(other, max_tokens=1).__next__().token == tokens(model, other, 1)[0]
 
 
-def test_sampling_and_prompts_too(model: qg.lm.LanguageModel) -> None:
-    bad = poisoned(model, 7, NAN)
+def test_sampling_and_prompts_too(folder: Path) -> None:
+    bad = poisoned(folder, 7, NAN)
     for temp in (0.0, 0.7):
         with pytest.raises(NonFiniteError, match="at step 0"):
             list(bad.generate([3, 7, 5], temp=temp, seed=1))
@@ -120,10 +120,10 @@ def test_with_the_switch_the_module_is_named(
     folder: Path, model: qg.lm.LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QGRAPH_DEBUG_NAN", "1")
-    with pytest.raises(NonFiniteError, match=r"input 'params.model.embed_tokens.weight': 1 of"):
-        list(poisoned(model, 7, NAN).generate([3, 7, 5], max_tokens=2))
+    with pytest.raises(NonFiniteError, match=r"input 'model.embed_tokens.weight': 1 of"):
+        list(poisoned(folder, 7, NAN).generate([3, 7, 5], max_tokens=2))
     with pytest.raises(NonFiniteError, match=r"^\w+ in model.layers.0.\w+: .* NaN") as info:
-        list(poisoned(model, 7, INF).generate([3, 7, 5], max_tokens=2))
+        list(poisoned(folder, 7, INF).generate([3, 7, 5], max_tokens=2))
     assert "qwen3.py" in str(info.value)
     fresh = qg.lm.load(folder)
     assert tokens(fresh, "abc", 3) == tokens(model, "abc", 3)

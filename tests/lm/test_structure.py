@@ -1,5 +1,6 @@
 """Judged: in the Qwen3 graph every projection, the embedding and the head run on packed words."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,31 @@ def test_lora_is_one_op_with_its_base(tmp_path: Path, dtype: mx.Dtype) -> None:
 
 def test_programs_are_shared_and_few(tmp_path: Path) -> None:
     model = qg.lm.load(write(tmp_path / "model", TINY, quantization={"bits": 4}))
-    model.step.clear_cache()
+    programs = model.model.qgraph
+    programs.clear_cache()
     for seed in range(3):
         list(model.generate([5, 6, 7], max_tokens=8 + seed, temp=1.0, seed=seed))
-    assert (model.step.cache_info().misses, model.fill.cache_info().misses) == (1, 1)
+    assert programs.cache_info().misses == 2
 
 
-def test_filling_the_cache_leaves_out_what_only_logits_need(tmp_path: Path) -> None:
-    model = qg.lm.load(write(tmp_path / "model", MEDIUM, quantization={"bits": 4}))
-    cache = model.code.make_cache(model.config, 1, 32, model.dtype)
-    arguments = (model.params, mx.zeros((1, 5), mx.uint32), cache, mx.array(0), model.config)
-    keys_and_values_of_the_last_layer = 2
-    matmuls = model.fill.optimized(*arguments).histogram()["quantized_matmul"]
-    assert matmuls == 7 * (LAYERS - 1) + keys_and_values_of_the_last_layer
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_inside_a_prompt_the_head_does_not_run(
+    tmp_path: Path, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits would be 20 MB, all else is less than a few."""
+    monkeypatch.setenv("QGRAPH_COMPILE", compiled)
+    vocabulary, length = 40_000, 129
+    folder = write(tmp_path / "model", {**TINY, "vocab_size": vocabulary}, quantization={"bits": 4})
+    model = qg.lm.load(folder)
+    prompt = mx.array([[7] * length], mx.uint32)
+
+    def peak(run: Callable[[], object]) -> int:
+        mx.eval(run())  # compiled
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(run())
+        return mx.get_peak_memory() - before
+
+    logits = (length - 1) * vocabulary * 4
+    assert peak(lambda: model._prefill(prompt, model._cache())) < logits / 4
+    assert peak(lambda: model.model(prompt[:, 1:], cache=model._cache())) >= logits
