@@ -75,7 +75,7 @@ class Op:
         return self.mlx.format(*operands, out=_TypeText(outputs[0]), **self.literals())
 
     def aside(self, operands: tuple[Operand, ...], inputs: Types) -> dict[int, str]:
-        """Source that stands for some operands (by number) in `emit`: a statement of its own, equal ones once."""
+        """What `emit` is to be given for some operands (by number): source that is made once, before it."""
         del operands, inputs
         return {}
 
