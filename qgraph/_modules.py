@@ -31,6 +31,7 @@ from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.origin import depth_of_user
 from qgraph.numeric import tolerance
 from qgraph.ops.dispatch import type_of
+from qgraph.quant import QuantizedTensor
 from qgraph.rewrite import Pipeline, Report, Result
 from qgraph.trace.tracer import signature, unused
 from qgraph.trace.tree import Tokens, flatten, unflatten
@@ -83,7 +84,7 @@ class ModuleProgram:
         try:
             call, entry = self._entry(args, kwargs)
         except TraceError as error:
-            if not self.fallback:
+            if not self.fallback or self._packed():
                 raise
             self._gave_up = True
             warnings.warn(f"{self._name} runs without qgraph: {error}", stacklevel=depth_of_user())
@@ -157,6 +158,10 @@ class ModuleProgram:
         """Forget all programs, e.g. after a number in the module was changed: those are read at capture."""
         with LOCK:
             self._cache.clear()
+
+    def _packed(self) -> bool:
+        """Whether weights are QuantizedTensors: then MLX's own code cannot run on them."""
+        return any(isinstance(x, QuantizedTensor) for x in self._weights.read()[1])
 
     def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kind = cast(Any, type(self._module))

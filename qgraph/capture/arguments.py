@@ -28,8 +28,8 @@ class Places:
 def set_aside(tree: Any, objects: list[Any]) -> Any:
     """The tree with `Places` for the objects that are held; they go to `objects`, each once."""
     kind = cast(Any, type(tree))
-    items = cast("list[Any]", tree) if kind is list else []
-    if items and all(holder(type(x)) for x in items):
+    items: list[Any] = tree if kind is list else []
+    if items and all(map(holder, map(type, items))):
         first = len(objects)
         given = set(map(id, objects))
         if len(given | set(map(id, items))) == first + len(items):  # one cache for every layer

@@ -17,8 +17,9 @@ class Slot(NamedTuple):
     """Where an array is kept."""
 
     path: str
-    holder: Any  # a module, dict or list
+    holder: Any  # a module, dict or list; or the dict of a module's attributes
     key: Any
+    owner: Any  # the module, dict or list
 
 
 class Weights:
@@ -50,10 +51,15 @@ class Weights:
             for key, x in _parts_together(holder):
                 name = f"{path}.{key}" if path else str(key)
                 if isinstance(x, (mx.array, QuantizedTensor)):
-                    self.slots.append(Slot(name, holder, key))
+                    self.slots.append(Slot(name, holder, key, holder))
                 elif _is_holder(x):
                     self._links.append((holder, key, x))
                     inner.append((name, x))
+            # MLX keeps what it does not know as an array among the attributes: layer.weight = qg.quantize(…)
+            for key, x in getattr(holder, "__dict__", {}).items():
+                if isinstance(x, QuantizedTensor):
+                    name = f"{path}.{key}" if path else str(key)
+                    self.slots.append(Slot(name, holder.__dict__, key, holder))
             waiting += reversed(inner)
         # As columns, since they are compared at every call.
         self._sizes = list(map(len, self._holders))
@@ -131,7 +137,8 @@ class Shadow:
         self._copies: dict[int, Any] = {}
         self._kept: list[Any] = []
         self.root = self._copy(weights.root)
-        self.slots = [Slot(s.path, self._copies[id(s.holder)], s.key) for s in weights.slots]
+        owners = [self._copies[id(s.owner)] for s in weights.slots]
+        self.slots = [Slot(s.path, x, s.key, x) for s, x in zip(weights.slots, owners, strict=True)]
         self.originals = weights.slots
         self.paths: dict[int, str] = {}
         self._name(self.root, "")
@@ -166,7 +173,9 @@ class Shadow:
     def fill(self, arrays: list[mx.array]) -> None:
         """Put `arrays` in the places of the weights."""
         for slot, x in zip(self.slots, arrays, strict=True):
-            slot.holder[slot.key] = x
+            slot.holder[slot.key] = x  # among the items of a module, where its code looks for arrays
+            if slot.key in getattr(slot.owner, "__dict__", ()):
+                del slot.owner.__dict__[slot.key]
 
     def changed(self, arrays: list[mx.array]) -> list[tuple[int, mx.array]]:
         """The places in which the model has put other arrays since `fill`, e.g. running means.

@@ -35,6 +35,7 @@ def compiled(function: Any) -> Compiled:
 
     Errors: QGraphError for what is not a function.
     """
+    function = getattr(function, "qgraph", function)  # of an optimized module
     if isinstance(function, Compiled):
         return function
     if not callable(function):
