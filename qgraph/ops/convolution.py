@@ -26,8 +26,8 @@ Sizes = int | Sequence[int]
 class Convolution(Op):
     """Sums over windows of x (batch, …, channels) with weights (out, …, channels / groups).
 
-    x is spread by `input_dilation`, then padded by `low` and `high` (cut, where negative); the weights are
-    spread by `kernel_dilation`, and with `flip` their order is reversed. One value for each spatial axis.
+    x is spread by `input_dilation`, then padded by `low` and `high`; the weights are spread by
+    `kernel_dilation`, and with `flip` their order is reversed. One value for each spatial axis.
     """
 
     name = "conv_general"
@@ -60,8 +60,14 @@ class Convolution(Op):
                 f"{self.name}: {x[-1]} channels, weights {w} and {self.groups} groups do not fit",
                 fix="the channels are weights.shape[-1] * groups; the groups divide weights.shape[0]",
             )
+        if self.groups > 1 and axes > 2:
+            raise ShapeError(
+                f"{self.name}: groups with {axes} axes", fix="MLX has groups for one or two axes"
+            )
         if any(n < 1 for n in (*self.stride, *self.kernel_dilation, *self.input_dilation)):
             raise ShapeError(f"{self.name}: a stride or a dilation below 1")
+        if any(n < 0 for n in (*self.low, *self.high)):
+            raise ShapeError(f"{self.name}: padding {self.low}, {self.high} below 0", fix="slice x instead")
 
     def _windows(self, x: Shape, w: Shape) -> Shape:
         sizes: list[int] = []
@@ -108,18 +114,16 @@ class Convolution(Op):
 
     def _grouped(self, x: Any, w: Any) -> Any:
         """(…, channels) by (out, channels / groups): every group of results sees its own channels."""
-        x = x.reshape(*x.shape[:-1], self.groups, -1)
-        w = w.reshape(self.groups, w.shape[0] // self.groups, -1)
-        return np.einsum("...gc,goc->...go", x, w).reshape(*x.shape[:-2], -1)
+        n, channels = w.shape
+        x = x.reshape(*x.shape[:-1], self.groups, channels)
+        w = w.reshape(self.groups, n // self.groups, channels)
+        return np.einsum("...gc,goc->...go", x, w).reshape(*x.shape[:-2], n)
 
     def _spread(self, x: Any) -> Any:
         sizes = [spread(n, d) for n, d in zip(x.shape[1:-1], self.input_dilation, strict=True)]
         out = np.zeros((x.shape[0], *sizes, x.shape[-1]))
         out[(slice(None), *(slice(None, None, d) for d in self.input_dilation))] = x
-        pairs = list(zip(self.low, self.high, strict=True))
-        out = np.pad(out, [(0, 0), *((max(0, a), max(0, b)) for a, b in pairs), (0, 0)])
-        cut = (slice(max(0, -a), m - max(0, -b)) for m, (a, b) in zip(out.shape[1:-1], pairs, strict=True))
-        return out[(slice(None), *cut)]
+        return np.pad(out, [(0, 0), *zip(self.low, self.high, strict=True), (0, 0)])
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One multiplication and one addition per term."""
@@ -190,6 +194,8 @@ def _transposed(name: str, axes: int, x: ArrayLike, w: ArrayLike, *given: Any) -
     by, spread_by = _each("stride", stride, axes), _each("dilation", dilation, axes)
     pads, further = _each("padding", padding, axes), _each("output_padding", more, axes)
     kernel = shape_of(w)[1:-1]
+    if any(p > spread(k, d) - 1 for k, d, p in zip(kernel, spread_by, pads, strict=True)):
+        raise ShapeError(f"{name}: padding {pads} for a kernel of {kernel}", fix="pad less than the kernel")
     low = [spread(k, d) - 1 - p for k, d, p in zip(kernel, spread_by, pads, strict=True)]
     high = [p + extra for p, extra in zip(low, further, strict=True)]
     return conv_general(x, w, 1, (low, high), spread_by, by, groups, True)

@@ -98,7 +98,7 @@ def decode(
     if not q.has_biases:
         biases, global_scale = None, biases
     codes = _codes(np.asarray(packed, np.uint32), q.bits)
-    groups = codes.reshape(*codes.shape[:-1], -1, q.group_size)
+    groups = codes.reshape(*codes.shape[:-1], codes.shape[-1] // q.group_size, q.group_size)
     scale: Any = _np.asarray(scales)[..., None]
     if biases is not None:
         return (groups * scale + _np.asarray(biases)[..., None]).reshape(codes.shape)
@@ -112,7 +112,7 @@ def decode(
 def _codes(words: Any, bits: int) -> Any:
     """The numbers of `bits` bits in a stream of words, low bits first; they may straddle words."""
     stream = (words[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-    stream = stream.reshape(*words.shape[:-1], -1, bits).astype(np.int64)
+    stream = stream.reshape(*words.shape[:-1], words.shape[-1] * 32 // bits, bits).astype(np.int64)
     return (stream << np.arange(bits)).sum(-1)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import C64, F32, floating
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import Op, Operand, Types, literal
 from qgraph.ir.types import TensorType, normalize_axis
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
+from qgraph.ops.reduce import widens
 
 __all__ = ["hadamard_transform"]
 
@@ -27,7 +28,7 @@ class Hadamard(Op):
     """scale * x @ H along the last axis, H being MLX's Hadamard matrix of its size."""
 
     name = "hadamard_transform"
-    mlx = "mx.hadamard_transform({0}, scale={scale})"
+    mlx = "mx.hadamard_transform({0}, scale={scale})"  # of float32
     scale: float = 1.0
 
     def infer(self, x: TensorType) -> TensorType:
@@ -41,6 +42,13 @@ class Hadamard(Op):
         if x.dtype.is_complex:
             raise DTypeError(f"{self.name}: the operand is {x.dtype}", fix="transform its parts")
         return TensorType(x.shape, floating(x.dtype))
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The template; 16-bit operands run in float32, since MLX would add in 16 bit."""
+        if not widens(inputs[0].dtype):
+            return super().emit(operands, inputs, outputs)
+        wide = super().emit((f"{operands[0]}.astype(mx.float32)",), inputs, outputs)
+        return f"{wide}.astype({literal(outputs[0].dtype)})"
 
     def reference(self, x: Any) -> Any:
         """The product with the matrix."""

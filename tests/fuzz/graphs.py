@@ -27,6 +27,8 @@ LIMITED: dict[str, tuple[int, ...]] = {
     **dict.fromkeys((*ROOTS, "arccosh", "arctanh", "arcsin", "arccos", "cumprod"), (0,)),
     **dict.fromkeys(("power", "left_shift"), (0, 1)),
     **dict.fromkeys(("divide", "floor_divide", "remainder", "right_shift"), (1,)),
+    "pack": (1,),
+    "erfinv": (0,),
     **dict.fromkeys(("take", "quantized_take", "take_along_axis", "rope"), (1, 2)),
     **dict.fromkeys(("random_randint", "random_bernoulli", "random_uniform"), (1, 2)),
     "random_truncated_normal": (1, 2),
@@ -40,6 +42,8 @@ def within(op: Op, i: int, x: Any, wide: bool) -> Any:
     t = type_of(x)
     if op.name == "put_along_axis" and i == 1:
         return "permutation"
+    if op.name == "searchsorted" and i == 0:
+        return (0, 0)  # in order
     limited = i in LIMITED.get(op.name, ())
     limited |= op.name in INDEXING and i > 0 and t.dtype.is_int
     limited |= op.name == "index_update" and i > 1

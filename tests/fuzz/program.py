@@ -48,7 +48,8 @@ def against_mlx(drawn: Graph, final: Graph, counts: Counter[str]) -> str:
     found = [to_numpy(x) for x in collect([v.type for v in final.outputs], list(arrays))]
     unordered = _depending(drawn, lambda n: n.op.name in UNORDERED)
     large = _depending(drawn, lambda n: any(_is_large(v, exact.values[v]) for v in n.outputs))
-    grids = _depending(drawn, lambda n: n.op.name == "quantize" and _is_coarse(n, exact.values))
+    packing = ("quantize", "quantize_parts")
+    grids = _depending(drawn, lambda n: n.op.name in packing and _is_coarse(n, exact.values))
     left_out = {
         "order is free": unordered,
         "near the end of the range": large,

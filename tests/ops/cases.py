@@ -29,7 +29,7 @@ class Case:
 
     "exact": equal. "near": within the elementwise tolerance. "sum": the bound of a sum of `k` terms, with
     `magnitude` (or the reference on magnitudes) as A. "sorted": equal after sorting along the op's axis.
-    "positions": equal elements at the positions. "type": the type only.
+    "positions": equal elements at the positions. "parts": several results, all equal. "type": the type only.
     """
 
     op: Op

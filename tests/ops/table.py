@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from qgraph.ir.dtypes import BF16, BOOL, F16, F32, I32, U32, DType
+from tests.ops import table_captured as table_captured
 from tests.ops.cases import (
     ANY,
     FLOATS,
@@ -25,7 +26,7 @@ from tests.ops.cases import (
 )
 from tests.ops.table_shapes import TABLE, entry
 
-__all__ = ["TABLE"]  # the one table: `entry` adds to it here and in table_shapes
+__all__ = ["TABLE"]  # the one table: `entry` adds to it here, in table_shapes and in table_captured
 
 
 def unary(names, compare, dtypes=FLOATS, **limits):

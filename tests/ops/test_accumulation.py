@@ -49,6 +49,8 @@ EXPERTS = [1, 0, 0, 1]
 # Every op that adds up or multiplies up: how it is called, its operands for a length, and the path. More than
 # one rounding to 16 bit on the way is P1.
 SUMS = {
+    "conv_general": (lambda a, b: qg.conv_general(a[:, None], b[:, None]), matrices, "P2"),
+    "hadamard_transform": (lambda x: qg.hadamard_transform(x)[:, :1], rows, "P2"),
     "sum": (lambda x: qg.sum(x, -1), rows, "P2"),
     "sum of columns": (lambda x: qg.sum(x.T, 0), rows, "P2"),
     "mean": (lambda x: qg.mean(x, -1), rows, "P1"),
