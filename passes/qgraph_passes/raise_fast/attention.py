@@ -1,7 +1,7 @@
 """softmax(scale * q @ k.T + mask) @ v → scaled_dot_product_attention.
 
 The scale may stand at q, at k or at the scores; keys that serve several heads may be repeated, or broadcast
-with the heads in two axes, as MLX does; sinks are a column beside the scores that is cut off after the softmax.
+with the heads in two axes, as MLX does; sinks are a column beside the scores, cut off after the softmax.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qgraph.ir.dtypes import DType, promote
 from qgraph.ops.reduce import Softmax
 from qgraph.ops.shape import Broadcast, Concatenate, Reshape, Slice, Transpose
 from qgraph_passes.raise_fast.form import Form, Now, Raised, Search
-from qgraph_passes.raise_fast.masks import Mask, Scores, fitted, read_scores
+from qgraph_passes.raise_fast.masks import Scores, fitted, read_scores
 from qgraph_passes.raise_fast.walk import Shape, scaled, shaped, uncast
 
 
@@ -122,7 +122,7 @@ def _found(s: Search, scores: Scores, sinks: _Sinks | None, out: Value) -> Raise
     queries = _queries(s, q, (batch, heads, *q.type.shape[-2:]))
     keys, values = _served(s, k, shape, split, True), _served(s, v, shape, split, False)
     s.require(keys.shape[1] == values.shape[1], "keys and values have other numbers of heads", v)
-    s.require(not shape[-1] == 0 and heads % keys.shape[1] == 0, "the heads do not fit those of the keys", k)
+    s.require(shape[-1] != 0 and heads % keys.shape[1] == 0, "the heads do not fit those of the keys", k)
     s.require(len(scores.masks) < 2, "the scores are masked twice", scores.product)
     mask = fitted(s, scores.masks[0], shape, split) if scores.masks else None
     column = None if sinks is None else _per_head(s, sinks.column, shape, heads)
@@ -156,7 +156,7 @@ def _heads(scores: Shape) -> tuple[int, tuple[int, int]]:
     lead = scores[:-2]
     if len(lead) == 3:
         return lead[0], (lead[1], lead[2])
-    batch, heads = ((1, 1) + lead)[-2:]
+    batch, heads = (1, 1, *lead)[-2:]
     return batch, (heads, 1)
 
 
@@ -189,10 +189,10 @@ def _served(s: Search, x: Value, scores: Shape, split: tuple[int, int], turned: 
     bare = _bare(x, turned)
     lead, v = scores[:-2], bare.value
     if len(lead) < 3:
-        batch, heads = ((1, 1) + v.type.shape[:-2])[-2:]
+        batch, heads = (1, 1, *v.type.shape[:-2])[-2:]
         repeated = _unrepeated(bare, batch, heads)
         return repeated or _part(bare, batch, heads)
-    batch, groups, each = ((1, 1, 1) + v.type.shape[:-2])[-3:]
+    batch, groups, each = (1, 1, 1, *v.type.shape[:-2])[-3:]
     one = each == 1 and groups in (1, split[0])
     s.require(one or (groups, each) == split, "keys differ along one of the two axes of heads", x)
     return _part(bare, batch, groups * each)

@@ -1,4 +1,4 @@
-"""What is done to scores before their softmax: a mask that chooses, one that is added, none, or the causal one."""
+"""What is done to scores before their softmax: a mask that chooses, or that is added, or the causal one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _choice(v: Value) -> tuple[Value, Mask] | None:
 
 
 def _addition(v: Value) -> tuple[Value, Mask] | None:
-    """scores + mask; the scores are the operand that is made of a product."""
+    """A sum of scores and a mask; the scores are the operand that is made of a product."""
     if v.op.name != "add":
         return None
     for scores, mask in (v.node.inputs, v.node.inputs[::-1]):
@@ -122,7 +122,7 @@ def fitted(s: Search, mask: Mask, scores: Shape, split: tuple[int, int]) -> Mask
     value, rank = _smallest(mask.value, len(scores), split)
     shape = value.type.shape
     if rank == 5 and len(shape) > 2:
-        batch, *two = ((1, 1, 1) + shape[:-2])[-3:]
+        batch, *two = (1, 1, 1, *shape[:-2])[-3:]
         fits = tuple(two) in (split, (1, 1))
         s.require(fits, f"a mask {shape} differs along one of the two axes of heads", value)
         shape = (batch, two[0] * two[1], *shape[-2:])

@@ -6,12 +6,14 @@ x * cos + concatenate(-b, a) * sin                           cos and sin of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import qgraph as qg
-from qgraph.ir import Node, Value
+from qgraph.ir import Value
 from qgraph.ops.shape import Broadcast, Concatenate, Reshape
+from qgraph.rewrite import NoMatch
 from qgraph_passes.raise_fast.angles import Angles, read_angles
 from qgraph_passes.raise_fast.form import Form, Now, Raised, Search
 from qgraph_passes.raise_fast.walk import Shape, last_axis, ones_dropped, uncast
@@ -77,7 +79,8 @@ def _rope(now: Now, turned: _Turned, angles: Angles) -> Any:
         freqs=angles.freqs_now(now),
     )
     made = qg.reshape(made, shape)
-    return qg.transpose(made, [order.index(i) for i in range(ndim)]) if moved else made
+    made = qg.transpose(made, [order.index(i) for i in range(ndim)]) if moved else made
+    return qg.reshape(made, out.shape)
 
 
 def _as_it_was(s: Search, turned: _Turned, angles: Angles) -> tuple[_Turned, Angles]:
@@ -111,34 +114,42 @@ def _by_halves(s: Search, parts: tuple[Value, ...]) -> _Turned | None:
         return None
     a, b, cos, sin = found
     s.inner(*parts, first, second, *first.node.inputs, *second.node.inputs)
-    if traditional:
-        root = _merged(s, s.node.outputs[0])
-        if root is None:
-            return None
-        whole = _window(a, b, step=2)
-        s.require(whole is not None, "the pairs are not neighbours", a)
-        assert whole is not None
-        x, dims = whole
-        rest = _joined(s, root, x, dims) if x.type.shape[-1] != dims else root
-        s.require(
-            rest is not None, f"{dims} features of {x.type.shape[-1]} are turned, and the rest is not kept", x
-        )
-        assert rest is not None
-        return _Turned(x, True, dims, cos, sin, rest)
-    whole = _window(a, b, step=1)
-    s.require(whole is not None, "the pairs are not from two halves", a)
-    assert whole is not None
-    x, dims = whole
-    root: Value | None = s.node.outputs[0]
-    if len(parts) == 3:
-        root = root if last_axis(parts[2]) == (x, dims, x.type.shape[-1], 1) else None
-    elif x.type.shape[-1] != dims:
-        root = _joined(s, s.node.outputs[0], x, dims)
+    windows = _windows(a, b, step=2 if traditional else 1)
     s.require(
-        root is not None, f"{dims} features of {x.type.shape[-1]} are turned, and the rest is not kept", x
+        windows, "the pairs are not neighbours" if traditional else "the pairs are not of two halves", a
     )
-    assert root is not None
-    return _Turned(x, False, dims, cos, sin, root)
+    out = s.node.outputs[0]
+    if traditional:
+        merged = s.walk.user(out)
+        if merged is not None and isinstance(merged.op, Reshape):
+            s.inner(out)
+            out = merged.outputs[0]
+    whole = _whole(s, out, windows, parts[2:])
+    return _Turned(whole[0], traditional, whole[1], cos, sin, whole[2])
+
+
+def _whole(
+    s: Search, out: Value, windows: Sequence[tuple[Value, int]], rest: Sequence[Value]
+) -> tuple[Value, int, Value]:
+    """``(x, dims, root)``: all of x is turned, or its other features are put behind those that are.
+
+    Errors: NoMatch if they are not.
+    """
+    for x, dims in reversed(windows):
+        n = x.type.shape[-1]
+        if rest and (x, dims, n, 1) in last_axis(rest[0]):
+            return x, dims, out
+        if not rest and n == dims:
+            return x, dims, out
+        joined = s.walk.user(out)
+        if rest or joined is None or not isinstance(joined.op, Concatenate) or len(joined.inputs) != 2:
+            continue
+        behind = joined.inputs[0] is out and out.type.shape == (*x.type.shape[:-1], dims)
+        along = joined.op.axis == out.type.ndim - 1
+        if behind and along and (x, dims, n, 1) in last_axis(joined.inputs[1]):
+            s.inner(out)
+            return x, dims, joined.outputs[0]
+    raise NoMatch("the features beside those that are turned are not kept as they are", out)
 
 
 def _has_own_axis(v: Value) -> bool:
@@ -154,42 +165,21 @@ def _products(first: Value, second: Value) -> tuple[Value, Value, Value, Value] 
     for a, cos in (ac, ac[::-1]):
         for b, sin in (bs, bs[::-1]):
             want = [{a, sin}, {b, cos}]
-            if [set(v.node.inputs) for v in four[2:]] in (want, want[::-1]):
-                if _table(cos, "cos") is not None:
-                    return a, b, cos, sin
+            crossed = [set(v.node.inputs) for v in four[2:]] in (want, want[::-1])
+            if crossed and _table(cos, "cos") is not None:
+                return a, b, cos, sin
     return None
 
 
-def _window(a: Value, b: Value, step: int) -> tuple[Value, int] | None:
-    """``(x, dims)`` where a and b are the halves (the even and odd ones) of x's first features."""
-    (x, a0, a1, by), (y, b0, b1, too) = last_axis(a), last_axis(b)
-    if x is not y or (by, too) != (step, step):
-        return None
+def _windows(a: Value, b: Value, step: int) -> list[tuple[Value, int]]:
+    """``(x, dims)`` for every x of whose first features a and b are the halves (the even and odd ones)."""
     n = a.type.shape[-1]
-    fits = (a0, b0) == ((0, n) if step == 1 else (0, 1)) and b.type.shape[-1] == n
-    return (x, 2 * n) if fits else None
-
-
-def _merged(s: Search, v: Value) -> Value | None:
-    """The reshape that takes the pairs of ``v`` (..., n, 2) into one axis."""
-    user = s.walk.user(v)
-    *lead, n, two = v.type.shape
-    if user is None or not isinstance(user.op, Reshape) or two != 2:
-        return None
-    out = user.outputs[0]
-    s.inner(v)
-    return out if out.type.shape == (*lead, 2 * n) else None
-
-
-def _joined(s: Search, v: Value, x: Value, dims: int) -> Value | None:
-    """The concatenation of turned features with those of x that are not."""
-    user = s.walk.user(v)
-    if user is None or not isinstance(user.op, Concatenate) or user.op.axis != v.type.ndim - 1:
-        return None
-    if len(user.inputs) != 2 or user.inputs[0] is not v:
-        return None
-    s.inner(v)
-    return user.outputs[0] if last_axis(user.inputs[1]) == (x, dims, x.type.shape[-1], 1) else None
+    if a.type.shape != b.type.shape:
+        return []
+    of_b = {(x, start, by) for x, start, _, by in last_axis(b)}
+    second = n if step == 1 else 1
+    pairs = last_axis(a)
+    return [(x, 2 * n) for x, start, _, by in pairs if (start, by) == (0, step) and (x, second, step) in of_b]
 
 
 # x * cos + concatenate(-b, a) * sin
@@ -205,31 +195,24 @@ def _by_swapping(s: Search, parts: tuple[Value, ...]) -> _Turned | None:
     if product is None or total is None or product.op.name != "multiply" or total.op.name != "add":
         return None
     other = total.inputs[1] if total.inputs[0] is product.outputs[0] else total.inputs[0]
-    whole = _window(a, b, step=1)
-    if whole is None or other.op.name != "multiply":
+    windows = _windows(a, b, step=1)
+    if not windows or other.op.name != "multiply":
         return None
-    x, dims = whole
-    features = _features(other.node, x, dims)
-    if features is None:
+    dims = windows[0][1]
+    cos = next(
+        (
+            table
+            for given, table in (other.node.inputs, other.node.inputs[::-1])
+            if any((x, 0, dims, 1) in last_axis(given) for x, _ in windows)
+        ),
+        None,
+    )
+    if cos is None:
         return None
     sin = product.inputs[1] if product.inputs[0] is swapped else product.inputs[0]
     s.inner(parts[0], swapped, product.outputs[0], other)
-    root: Value | None = total.outputs[0]
-    if x.type.shape[-1] != dims:
-        root = _joined(s, total.outputs[0], x, dims)
-    s.require(
-        root is not None, f"{dims} features of {x.type.shape[-1]} are turned, and the rest is not kept", x
-    )
-    assert root is not None
-    return _Turned(x, False, dims, features, sin, root)
-
-
-def _features(product: Node, x: Value, dims: int) -> Value | None:
-    """The table by which the first `dims` features of x are multiplied."""
-    for given, table in (product.inputs, product.inputs[::-1]):
-        if last_axis(given) == (x, 0, dims, 1):
-            return table
-    return None
+    x, dims, root = _whole(s, total.outputs[0], windows, ())
+    return _Turned(x, False, dims, cos, sin, root)
 
 
 # tables

@@ -87,7 +87,7 @@ class Affine:
 
 
 def affine(s: Search, found: Normed, core: Value, with_bias: bool) -> Affine:
-    """Follow the normed rows to the last product (and sum) with a vector; only where nothing else reads them."""
+    """Follow the normed rows to the product (and sum) with a vector, as long as nothing else reads them."""
     out = found.out
     after = s.walk.user(out)
     if after is not None and isinstance(after.op, Cast) and after.op.dtype is core.type.dtype:

@@ -186,19 +186,22 @@ def mean_of(v: Value, path: Path) -> tuple[Value, Shape] | None:
     return (x, total.op.axes) if count and exact else None
 
 
-def last_axis(v: Value) -> tuple[Value, int, int, int]:
-    """``(x, start, stop, step)`` such that `v` is x[..., start:stop:step]; casts are looked through."""
-    n = v.type.shape[-1]
-    start, step, count = 0, 1, n
+def last_axis(v: Value) -> list[tuple[Value, int, int, int]]:
+    """``(x, start, stop, step)`` such that `v` is x[..., start:stop:step], for every such x, `v` first.
+
+    Casts that lose nothing are looked through.
+    """
+    start, step, count = 0, 1, v.type.shape[-1]
     v = uncast(v)
+    found = [(v, 0, count, 1)]
     while isinstance(v.op, Slice):
         x, op = v.node.inputs[0], v.op
-        whole = all(r == range(m) for r, m in zip(op.ranges()[:-1], x.type.shape[:-1], strict=True))
-        if not whole:
+        if any(r != range(m) for r, m in zip(op.ranges()[:-1], x.type.shape[:-1], strict=True)):
             break
         start, step = op.start[-1] + start * op.step[-1], step * op.step[-1]
         v = uncast(x)
-    return v, start, start + step * count, step
+        found.append((v, start, start + step * count, step))
+    return found
 
 
 def ones_dropped(shape: Shape) -> Shape:
