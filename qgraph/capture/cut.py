@@ -161,6 +161,8 @@ CUTS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     # MLX has no exporter for these.
     (mx, "bitwise_invert", _by_qgraph(ops.bitwise_invert)),
     (mx, "logcumsumexp", _by_qgraph(ops.logcumsumexp)),
+    (mx, "to_fp8", _by_qgraph(ops.to_fp8)),
+    (mx, "from_fp8", _by_qgraph(ops.from_fp8)),
 )
 TRANSFORMS = ("grad", "value_and_grad", "vjp", "jvp", "vmap")
 

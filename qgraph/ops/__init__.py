@@ -123,6 +123,10 @@ from qgraph.ops.elementwise import (
     tanh,
     where,
 )
+from qgraph.ops.fp8 import (
+    from_fp8,
+    to_fp8,
+)
 from qgraph.ops.indexing import (
     take,
     take_along_axis,
@@ -275,6 +279,7 @@ __all__ = [
     "flip",
     "floor",
     "floor_divide",
+    "from_fp8",
     "full",
     "full_like",
     "gather_mm",
@@ -374,6 +379,7 @@ __all__ = [
     "tanh",
     "tensordot",
     "tile",
+    "to_fp8",
     "topk",
     "transpose",
     "tri",

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx_lm
 
 from tests.zoo.configs import ABSENT, architectures
-from tests.zoo.survey import PARTS
+from tests.zoo.survey import LISTED, PARTS
 
 
 def main() -> int:
@@ -41,6 +41,9 @@ def main() -> int:
     print(f"\nmlx-lm {mlx_lm.__version__}: {len(names)} architectures, {len(asked)} of them run here")
     for name in set(names) & set(ABSENT):
         print(f"absent: {name}: {ABSENT[name]}")
+    for (name, part), reason in LISTED.items():
+        if name in names and part in parts:
+            print(f"listed: {name}, {part}: {reason}")
     for part in parts:
         print(f"{part}: {good[part]} of {len(asked)} in {seconds[part]:.0f} s")
     return 1 if bad else 0

@@ -1,0 +1,67 @@
+"""Judged: mlx-lm's architectures through `qg.optimize`. CI runs a spread of them, `-m zoo` the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.zoo.configs import ABSENT, architectures
+from tests.zoo.survey import LISTED, PARTS
+
+# One or more of every kind: plain, tied, mixtures of experts, latent attention, windows, chunks, state
+# spaces, convolutions, linear attention, shared and reused keys, multimodal, packed by its own checkpoint.
+SPREAD = [
+    "afm7",
+    "apertus",
+    "bailing_hybrid",
+    "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "rwkv7",
+    "falcon_h1",
+    "gemma3",
+    "gemma3n",
+    "gpt2",
+    "gpt_oss",
+    "granitemoehybrid",
+    "kimi_linear",
+    "lfm2",
+    "llama",
+    "llama4",
+    "longcat_flash_ngram",
+    "mamba2",
+    "minimax_m3_vl",
+    "mixtral",
+    "nemotron_h",
+    "openelm",
+    "phi3",
+    "phixtral",
+    "prism_hadamard_qwen35",
+    "qwen3",
+    "qwen3_5_moe",
+    "qwen3_moe",
+    "seed_oss",
+]
+
+HERE = [name for name in architectures() if name not in ABSENT]
+ZOO = [pytest.param(name, marks=() if name in SPREAD else pytest.mark.zoo) for name in HERE]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", ZOO)
+def test_an_architecture_runs_or_is_listed_with_the_reason(name, part):
+    problem = PARTS[part](name).problem
+    if (name, part) in LISTED:
+        assert problem, "it runs: take it off the list"
+    else:
+        assert not problem
+
+
+def test_the_spread_is_of_thirty_that_are_here():
+    assert len(SPREAD) == len(set(SPREAD)) == 30
+    assert set(SPREAD) <= set(HERE)
+
+
+def test_nearly_all_of_the_zoo_runs():
+    listed = {part: sum(1 for _, p in LISTED if p == part) for part in PARTS}
+    assert len(HERE) - listed["dense"] >= 100
+    assert len(HERE) - listed["quantized"] >= 98
