@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -136,6 +137,19 @@ def _remappings() -> tuple[Mapping[tuple[str, Any], str], Mapping[str, str]]:
     return getattr(found, "MODEL_ARCHITECTURE_REMAPPING", {}), found.MODEL_REMAPPING
 
 
+def copy_of(model: Module) -> Module:
+    """A model of the same structure with the same arrays, whose layers and arrays can be replaced."""
+    arrays: dict[int, Any] = {}
+    waiting: list[Any] = [model]
+    while waiting:
+        for _, value in _items(waiting.pop()):
+            if isinstance(value, mx.array):
+                arrays[id(value)] = value
+            elif isinstance(value, dict | list | tuple):
+                waiting.append(value)
+    return deepcopy(model, arrays)
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where a parameter stands: `owner[key]`; an owner keeps its slots when a layer is put around it."""
@@ -172,7 +186,7 @@ def _slots(node: Any, path: str) -> Iterator[tuple[str, Slot]]:
 def _items(node: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(node, dict):
         yield from cast("dict[Any, Any]", node).items()
-    elif isinstance(node, list):
+    elif isinstance(node, list | tuple):
         yield from enumerate(cast("list[Any]", node))
 
 

@@ -16,7 +16,7 @@ from qgraph._errors import CheckpointError, QGraphError
 from qgraph._optimize import optimize
 from qgraph.ir import Graph
 from qgraph.lm.adapting import adapt, fill
-from qgraph.lm.architecture import build, slots
+from qgraph.lm.architecture import build, copy_of, slots
 from qgraph.lm.sampling import Piece, Sampler, Stats, checked, refuse_no_token
 from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.lm.weights import Weights, read_weights
@@ -60,10 +60,11 @@ def load(
             fix="pass the folder of a model, with config.json, model.safetensors and a tokenizer",
         )
     config = load_config(folder)
-    weights = read_weights(folder, config, build(config), progress)
+    dense = build(config)
+    weights = read_weights(folder, config, dense, progress)
     found = None if adapter is None else load_adapter(adapter)
     name = clip(folder.name, 60)
-    model = LanguageModel(config, weights, lambda: load_tokenizer(folder, config), name, found)
+    model = LanguageModel(dense, config, weights, lambda: load_tokenizer(folder, config), name, found)
     model.check()
     return model
 
@@ -80,6 +81,7 @@ class LanguageModel:
 
     def __init__(
         self,
+        dense: Any,
         config: Mapping[str, Any],
         weights: Weights,
         tokenizer: Callable[[], Tokenizer],
@@ -91,13 +93,14 @@ class LanguageModel:
         self.adapter = adapter
         self._weights = weights
         self._make_tokenizer = tokenizer
-        dense = build(config)
-        base = slots(dense)
-        self._adapted = {} if adapter is None else adapt(dense, adapter)
+        self._dense = dense  # holds placeholders, and stays as it is
+        module = copy_of(dense)
+        base = slots(module)
+        self._adapted = {} if adapter is None else adapt(module, adapter)
         for path, place in base.items():
             if path not in self._adapted:
                 place.fill(weights[path])
-        self.model: Any = optimize(dense)
+        self.model: Any = optimize(module)
         self._vocabulary = _number(config, "vocab_size") or _UNBOUNDED
         self._context = _number(config, "max_position_embeddings") or _UNBOUNDED
 
@@ -107,7 +110,8 @@ class LanguageModel:
         Errors: CheckpointError for an adapter that is malformed or made for another model.
         """
         found = load_adapter(path)
-        adapted = LanguageModel(self.config, self._weights, lambda: self.tokenizer, self.name, found)
+        tokenizer = lambda: self.tokenizer  # noqa: E731
+        adapted = LanguageModel(self._dense, self.config, self._weights, tokenizer, self.name, found)
         adapted.check()
         return adapted
 
