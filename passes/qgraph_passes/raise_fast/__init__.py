@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import qgraph as qg
 from qgraph.ir import Graph
 from qgraph.rewrite import Context, Rule
-from qgraph_passes.raise_fast.attention import RaiseAttention
+from qgraph_passes.raise_fast.attention import RaiseAttention, RaiseCausal
 from qgraph_passes.raise_fast.dequantize import RaiseDequantize, RaiseMxfp4
 from qgraph_passes.raise_fast.form import Form, apply_forms
 from qgraph_passes.raise_fast.layer_norm import RaiseLayerNorm
@@ -26,7 +26,7 @@ from qgraph_passes.raise_fast.softmax import RaiseSoftmax
 SWEEPS: tuple[tuple[type[Form], ...], ...] = (
     (RaiseDequantize, RaiseMxfp4),
     (RaiseLayerNorm, RaiseRmsNorm, RaiseRope, RaiseSoftmax),
-    (RaiseAttention,),
+    (RaiseAttention, RaiseCausal),
 )
 
 

@@ -6,16 +6,19 @@ with the heads in two axes, as MLX does; sinks are a column beside the scores, c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import qgraph as qg
 from qgraph.ir import Value
 from qgraph.ir.dtypes import DType, promote
+from qgraph.ops.attention import Attention
+from qgraph.ops.dispatch import apply
 from qgraph.ops.reduce import Softmax
 from qgraph.ops.shape import Broadcast, Concatenate, Reshape, Slice, Transpose
 from qgraph_passes.raise_fast.form import Form, Now, Raised, Search
-from qgraph_passes.raise_fast.masks import Scores, fitted, read_scores
+from qgraph_passes.raise_fast.masks import Mask, Scores, fitted, read_scores
 from qgraph_passes.raise_fast.walk import Shape, scaled, shaped, uncast
 
 
@@ -64,6 +67,26 @@ class RaiseAttention(Form):
         s.require(made_by == "dot", f"the scores are not q @ k.T but made by {made_by}", scores.product)
         s.inner(*scores.inside, scores.product)
         return _found(s, scores, sinks, out)
+
+
+class RaiseCausal(Form):
+    """scaled_dot_product_attention with a mask that is worked out here to be the causal one → without it."""
+
+    anchors = ("scaled_dot_product_attention",)
+
+    def find(self, s: Search) -> Raised | None:
+        op = s.node.op
+        assert isinstance(op, Attention)
+        if op.mask != "array":
+            return None
+        q, k, v, mask, *sinks = s.node.inputs
+        scores = (*q.type.shape[:3], k.type.shape[2])
+        chooses = mask.type.dtype.name == "bool"
+        if not fitted(s, Mask(mask, chooses), scores, (scores[1], 1)).causal:
+            return None
+        causal = replace(op, mask="causal")
+        operands = (q, k, v, *sinks)
+        return Raised(s.node.outputs[0], lambda now: apply(causal, *map(now, operands)))
 
 
 def _without_sinks(s: Search, v: Value) -> tuple[Value, _Sinks | None]:
@@ -171,14 +194,8 @@ def _queries(s: Search, q: Value, shape: Shape) -> _Part:
             v = v.node.inputs[0]
         else:
             break
-    s.require(q.type.size == v.type.size and _product(shape) == v.type.size, "queries are broadcast", q)
+    s.require(q.type.size == v.type.size and prod(shape) == v.type.size, "queries are broadcast", q)
     return _Part(v, shape, False, scale)
-
-
-def _product(shape: Shape) -> int:
-    from math import prod
-
-    return prod(shape)
 
 
 def _served(s: Search, x: Value, scores: Shape, split: tuple[int, int], turned: bool) -> _Part:

@@ -68,9 +68,10 @@ class RaiseDequantize(Form):
         s.require(out.type.dtype.name in ("f32", "f16", "bf16"), f"the numbers are {out.type.dtype}", out)
         words = codes.words.type.shape
         shape = (*words[:-1], words[-1] * 32 // bits)
-        root = _merged(s, out, shape)
-        s.require(len(shape) > 1, "there is one row", root)
-        s.require(root.type.shape == shape, f"the numbers are used as {root.type.shape}, not {shape}", root)
+        s.require(len(shape) > 1, "there is one row", out)
+        rows = out.type.shape == (*shape[:-1], shape[-1] // group, group)
+        s.require(rows, f"the numbers of {shape} are grouped as {out.type.shape}", out)
+        root = _merged(s, out)
         s.inner(out, scaled[0])
         s.private(root)
         q = Quantization(bits=bits, group_size=group)
@@ -99,9 +100,8 @@ class RaiseMxfp4(Form):
         shape = (*words.type.shape[:-1], words.type.shape[-1] * 8)
         wanted = (*shape[:-1], shape[-1] // MX_GROUP)
         s.require(scales.type.shape == wanted, f"scales {scales.type.shape} for {shape}", scales)
-        root = _merged(s, out, shape)
-        fits = root.type.shape == shape and len(shape) > 1
-        s.require(fits, f"the numbers are used as {root.type.shape}, not {shape}", root)
+        s.require(len(shape) > 1, "there is one row", out)
+        root = _merged(s, out)
         s.require(out.type.dtype.name in ("f32", "f16", "bf16"), f"the numbers are {out.type.dtype}", out)
         s.inner(out, numbers)
         s.private(root)
@@ -118,12 +118,14 @@ def _packed(root: Value, q: Quantization, words: Value, rest: tuple[Value, ...])
     if ids is None:
 
         def make(now: Now) -> Any:
-            return apply(pack, now(words), *(shaped(now(p), scales_shape) for p in rest))
+            packed = apply(pack, now(words), *(shaped(now(p), scales_shape) for p in rest))
+            return qg.reshape(packed, root.type.shape)
 
         return Raised(root, make)
 
     def take(now: Now) -> Any:
-        return qg.quantized_take(apply(pack, *(now(p.node.inputs[0]) for p in parts)), now(ids))
+        packed = apply(pack, *(now(p.node.inputs[0]) for p in parts))
+        return qg.reshape(qg.quantized_take(packed, now(ids)), root.type.shape)
 
     return Raised(root, take)
 
@@ -168,10 +170,10 @@ def _step(s: Search, v: Value, op: str, group: int) -> tuple[Value, Value] | Non
     return (user.outputs[0], each) if fits else None
 
 
-def _merged(s: Search, v: Value, shape: Shape) -> Value:
-    """The reshape that joins the groups of each row."""
+def _merged(s: Search, v: Value) -> Value:
+    """The reshape that joins the groups of each row (and may go on to another shape)."""
     user = s.walk.user(v)
-    if user is not None and isinstance(user.op, Reshape) and user.outputs[0].type.shape == shape:
+    if user is not None and isinstance(user.op, Reshape):
         s.inner(v)
         return user.outputs[0]
     return v
