@@ -107,7 +107,7 @@ class _Growing(Padded, BatchRotatingKVCache):
 class Growing:
     """A batched rotating cache with room for one more token."""
 
-    __slots__ = ("arrays", "at", "cache", "key", "total", "slack", "window")
+    __slots__ = ("arrays", "at", "cache", "key", "slack", "total", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values, most = cache._idx, cache.keys, cache.values, cache.max_size
@@ -222,26 +222,25 @@ class Ring:
 
 
 class Appended(Literal):
-    """A chunk of a batched rotating cache: as mlx-lm does it, the ring laid out in order before.
+    """A chunk of a batched rotating cache: mlx-lm's own code, whose mask looks at where the ring was.
 
     `_offset` counts all positions, but matters only up to the window: beyond, it is no part of the key.
     """
 
-    __slots__ = ("beyond",)
+    __slots__ = ("beyond", "cache")
 
     def __init__(self, cache: Any) -> None:
-        laid = blank(type(cache))
-        vars(laid).update(vars(cache))
-        laid._temporal_order()
-        self.beyond = max(laid._offset - laid.max_size, 0)
-        laid._offset -= self.beyond
-        super().__init__(laid)
-        self.held = cache
+        counted = blank(type(cache))
+        vars(counted).update(vars(cache))
+        self.cache: Any = cache
+        self.beyond: int = max(cache._offset - cache.max_size, 0)
+        counted._offset -= self.beyond
+        super().__init__(counted)
 
     def commit(self, arrays: list[mx.array], after: Any) -> None:
         state = put_together(after, list(arrays))
         state["_offset"] += self.beyond
-        vars(self.held).update(state)
+        vars(self.cache).update(state)
 
 
 def hold_rotating(cache: Any, step: Step) -> Held:

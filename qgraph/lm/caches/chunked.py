@@ -33,7 +33,7 @@ class Chunk:
     the buffer has no room: the model's mask leaves it out in either case, since it is of another chunk.
     """
 
-    __slots__ = ("arrays", "cache", "key", "length", "offset", "start", "slack", "window")
+    __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "start", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, start = cache.keys, cache.values, cache.start_position
