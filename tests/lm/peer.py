@@ -93,19 +93,36 @@ def write(
     return folder
 
 
-def write_adapter(folder: Path, model_folder: Path, layers: int, **parameters: Any) -> Path:
-    """An adapter in the files of mlx_lm.lora, with lora_b of order one (a fresh one is zero)."""
-    model, _ = mlx_lm.utils.load_model(model_folder)
+def write_adapter(
+    folder: Path,
+    model_folder: Path,
+    layers: int,
+    *,
+    kind: str = "lora",
+    model: Any = None,
+    seed: int = 7,
+    **parameters: Any,
+) -> Path:
+    """An adapter in the files of mlx_lm.lora, with lora_b of order one (a fresh one is zero).
+
+    Made for `model`, which is changed; without one for that of the folder.
+    """
+    if model is None:
+        model, _ = mlx_lm.utils.load_model(model_folder)
     model.freeze()
     parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, **parameters}
-    mx.random.seed(7)
-    linear_to_lora_layers(model, layers, parameters)
-    weights = {
-        name: mx.random.normal(w.shape) * 0.5 if name.endswith("lora_b") else w
-        for name, w in tree_flatten(model.trainable_parameters())
-    }
+    mx.random.seed(seed)
+    linear_to_lora_layers(model, layers, parameters, use_dora=kind == "dora")
+
+    def drawn(name: str, w: mx.array) -> mx.array:
+        if name.endswith(".m"):
+            return w * (1 + 0.3 * mx.random.normal(w.shape))
+        fresh = "lora_b" in name.rsplit(".", 2)[-2:]
+        return mx.random.normal(w.shape) * 0.5 if fresh else mx.random.normal(w.shape) * w.shape[0] ** -0.5
+
+    weights = {name: drawn(name, w) for name, w in tree_flatten(model.trainable_parameters())}
     folder.mkdir()
-    config = {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+    config = {"fine_tune_type": kind, "num_layers": layers, "lora_parameters": parameters}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
     return folder

@@ -98,7 +98,7 @@ def write_by_hand(
 
 @pytest.mark.parametrize("name", ["seed_oss", "afm7"])
 def test_what_mlx_lm_cannot_run_quantized_runs(name: str, tmp_path: Path) -> None:
-    """There seed_oss's tied head multiplies by the embedding's words, and afm7's fused layers have no mode."""
+    """There seed_oss's tied head multiplies by the embedding's words, afm7's fused layers have no mode."""
     assert name != "seed_oss" or config(name).get("tie_word_embeddings", True)
     peer = write_by_hand(tmp_path / "model", name, scheme=lambda _: AFFINE)
     model = qg.lm.load(tmp_path / "model")
