@@ -88,7 +88,7 @@ def optimize(
     pipeline: str | None = None,
     strict: bool = False,
     fallback: bool = False,
-    maxsize: int = 64,
+    maxsize: int = 24,
 ) -> Any:
     """Compile code that was written for MLX and not for qgraph; what comes back is used as the original.
 
