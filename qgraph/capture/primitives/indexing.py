@@ -46,7 +46,13 @@ def gather(p: Primitive) -> Value:
         indices = unbroadcast(indices)
         found, at = p.add(op_, a, *indices), op_.position()
         count = len(broadcast_shapes(*(i.type.shape for i in indices)))
-    return reshaped(p, _to_front(p, found, at, count), p.outputs[0].shape)
+    found = _to_front(p, found, at, count)
+    wide = sorted(axis for axis in axes if sizes[axis] > 1)
+    if wide:  # their axes come with those of the indices: put them where the array has them
+        rest = [i for i in range(a.type.ndim) if i not in axes]
+        came, lead = [*wide, *rest], count - len(wide)
+        found = _permuted(p, found, (*range(lead), *(lead + came.index(i) for i in sorted(came))))
+    return reshaped(p, found, p.outputs[0].shape)
 
 
 def _fixed(a: Value, axes: Shape, indices: Sequence[Value]) -> int | None:
