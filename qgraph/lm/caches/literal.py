@@ -36,7 +36,7 @@ def taken_apart(value: Any, arrays: list[mx.array]) -> Hashable:
 
 def class_of(x: Any) -> Any:
     """The class of an object of which nothing is known."""
-    return type(x)
+    return x.__class__
 
 
 def blank(kind: Any) -> Any:
@@ -56,8 +56,9 @@ def put_together(shape: Any, arrays: list[mx.array]) -> Any:
     return kind(put_together(v, arrays) for v in shape[1:])
 
 
-def _without(state: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k not in names}
+def _without(x: Any, names: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an object, without some."""
+    return {k: v for k, v in x.__dict__.items() if k not in names}
 
 
 class Literal:
@@ -81,7 +82,7 @@ class Literal:
 
         def read() -> tuple[list[mx.array], Any]:
             after: list[mx.array] = []
-            shape = taken_apart(_without(vars(made), self.settings), after)
+            shape = taken_apart(_without(made, self.settings), after)
             return after, shape
 
         return made, read
