@@ -60,7 +60,9 @@ ADAPTERS: dict[str, Case] = {
     "F05 the config is a list": adapted(adapter(text(A_CONFIG, "[]")), "is a list", A_CONFIG),
     "F06 the config is a link to another file": adapted(adapter(secret(A_CONFIG)), "is not JSON", A_CONFIG),
     "F07 the tensors are a pickle": adapted(adapter(text(A_FILE, PICKLE)), "is a pickle", A_FILE),
-    "F08 DoRA": adapted(lora({"fine_tune_type": "dora"}), "dora is not supported", A_CONFIG),
+    "F08 DoRA without its magnitude": adapted(
+        lora({"fine_tune_type": "dora"}), "has no m", A_FILE, f"{UP}.lora_a"
+    ),
     "F09 no parameters": adapted(lora({"lora_parameters": None}), "lora_parameters is null", A_CONFIG),
     "F10 rank 0": adapted(parameters(rank=0), "rank is not a whole number above 0", A_CONFIG),
     "F11 rank true": adapted(parameters(rank=True), "rank is not a whole number", A_CONFIG),
@@ -97,8 +99,19 @@ ADAPTERS: dict[str, Case] = {
         f"{UP}.lora_b",
     ),
     "F20 no pairs": adapted(holding(lambda t: t.clear()), "has no tensors", A_FILE),
-    "F21 PEFT": adapted(lora({"peft_type": "LORA"}), "a PEFT adapter", A_CONFIG),
-    "F08b a full fine-tune": adapted(lora({"fine_tune_type": "full"}), "full is not supported", A_CONFIG),
+    "F21 the config of PEFT": adapted(
+        lora({"peft_type": "LORA"}), "no such file", "adapter_model.safetensors"
+    ),
+    "F08b a full fine-tune of nothing": adapted(
+        adapter(
+            lambda f: (
+                (f / A_CONFIG).write_text('{"fine_tune_type": "full"}'),
+                (f / A_FILE).write_bytes(file_of({})),
+            )
+        ),
+        "has no tensors",
+        A_FILE,
+    ),
     "F08c an unknown kind": adapted(lora({"fine_tune_type": "ia3"}), "ia3 is not supported", A_CONFIG),
     "F08d the kind is a list": adapted(lora({"fine_tune_type": []}), "a list is not supported", A_CONFIG),
     "F09b parameters are a list": adapted(
@@ -142,7 +155,9 @@ ADAPTERS: dict[str, Case] = {
         adapter(text(A_FILE, "version https://git-lfs")), "is a git-lfs pointer", A_FILE
     ),
     "F27 the tensors of PEFT": adapted(
-        adapter(lambda f: (f / A_FILE).rename(f / "adapter_model.safetensors")), "an adapter of PEFT", "model"
+        adapter(lambda f: (f / A_FILE).rename(f / "adapter_model.safetensors")),
+        "peft_type null is not LORA",
+        A_CONFIG,
     ),
     "F22 nothing there": adapted(lambda f: f / "absent", "no such folder", "absent"),
 }
