@@ -62,6 +62,9 @@ def read_angles(walk: Walk, table: Value, placed: Shape, shape: Shape) -> Angles
     half = shape[-1]
     if len(placed) > len(shape) or placed[-1] != half:
         raise NoMatch(f"a table {placed} for {half} pairs", table)
+    total = 1.0
+    while (pair := scaled(table)) is not None:
+        table, total = pair[0], total * pair[1]
     u, v = _factors(table, (1,) * (len(shape) - len(placed)) + placed)
     pairs = [(p, s) for p, s in ((u, v), (v, u)) if s.shape[-1] == half and p.shape[-1] == 1]
     pairs = [(p, s) for p, s in pairs if not ones_dropped(s.shape[:-1])]
@@ -75,7 +78,7 @@ def read_angles(walk: Walk, table: Value, placed: Shape, shape: Shape) -> Angles
     if not isinstance(offset, int) and offset.type.size not in (1, shape[0]):
         raise NoMatch(f"there are {offset.type.size} offsets for a batch of {shape[0]}", offset)
     base, freqs, inverted = _speeds(walk, speeds.value, half)
-    return Angles(half, axis, length, scale, offset, base, freqs, inverted)
+    return Angles(half, axis, length, total * scale, offset, base, freqs, inverted)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class RaiseLayerNorm(Form):
         return Raised(
             after.root,
             lambda now: qg.layer_norm(
-                operand(now, core, after.dtype),
+                operand(now, core, after),
                 vector(now, after.weight),
                 vector(now, after.bias),
                 found.eps,

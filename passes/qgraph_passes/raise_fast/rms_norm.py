@@ -39,5 +39,5 @@ class RaiseRmsNorm(Form):
         s.private(after.root)
         return Raised(
             after.root,
-            lambda now: qg.rms_norm(operand(now, core, after.dtype), vector(now, after.weight), found.eps),
+            lambda now: qg.rms_norm(operand(now, core, after), vector(now, after.weight), found.eps),
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import qgraph as qg
 from qgraph.ir import Node, Value
-from qgraph.ir.dtypes import DType
+from qgraph.ir.dtypes import DType, promote
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.shape import Broadcast, Reshape
 from qgraph_passes.raise_fast.form import Now, Search
@@ -125,11 +126,12 @@ def vector(now: Now, v: Value | None) -> Any:
     return None if v is None else shaped(now(v), v.type.shape[-1:])
 
 
-def operand(now: Now, core: Value, dtype: DType) -> Any:
-    """The rows in the dtype in which they were normed."""
-    import qgraph as qg
-
-    return qg.astype(now(core), dtype.mlx)
+def operand(now: Now, core: Value, after: Affine) -> Any:
+    """The rows in the dtype in which they were normed, unless the op takes them there because of the weight."""
+    weight = after.weight
+    if weight is not None and promote(core.type.dtype, weight.type.dtype) is after.dtype:
+        return now(core)
+    return qg.astype(now(core), after.dtype.mlx)
 
 
 def same_rows(found: Normed, x: Value) -> bool:
