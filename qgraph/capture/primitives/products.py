@@ -49,6 +49,8 @@ def addmm(p: Primitive) -> Value:
     """[alpha, beta]; operands a, b, c."""
     a, b, c = p.inputs
     alpha, beta = p.arguments
+    if isinstance(c.op, Broadcast):  # which the op does by itself
+        c = c.node.inputs[0]
     return p.add(AddMm(float(alpha), float(beta)), c, a, b)
 
 

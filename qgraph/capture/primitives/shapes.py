@@ -49,12 +49,8 @@ def _batched(p: Primitive, x: Value, shape: Shape) -> Value | None:
         return None
     if batch.type.shape != (*rows, *a.type.shape[1:]):  # it was a reshape, as heads are merged: two are one
         batch = p.add(Reshape((*rows, *a.type.shape[1:])), batch)
-    if summand:
-        wide = summand[0]
-        row = wide.node.inputs[0] if isinstance(wide.op, Broadcast) else wide
-        if row.type.ndim > 1:
-            return None
-        summand = [row]
+    if summand and summand[0].type.ndim > 1:
+        return None
     return p.add(x.op, *summand, batch, b)
 
 
