@@ -1,0 +1,193 @@
+"""What loading costs and leaves alone: placeholders, memory, random numbers, other libraries' packings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+
+import qgraph as qg
+from qgraph.lm.architecture import build, copy_of, slots
+from tests.agree import assert_close
+from tests.lm.peer import config_of, greedy, write
+from tests.lm.test_architectures import PROMPT
+from tests.zoo.build import build as zoo
+from tests.zoo.configs import config
+
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 3,
+    "head_dim": 256,
+    "vocab_size": 32000,
+}
+MEASURE = """
+import sys
+import mlx.core as mx
+import qgraph as qg
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+small, large = sys.argv[1:]
+qg.lm.load(small)  # everything is imported
+mx.clear_cache()
+mx.reset_peak_memory()
+before, active = peak(), mx.get_active_memory()
+model = qg.lm.load(large)
+after = peak()
+print(after - before, mx.get_peak_memory() - active)
+assert "dequantize" not in model.optimized().histogram()
+"""
+
+
+def packed(folder: Path, size: dict[str, int]) -> int:
+    """A checkpoint of random words in the shapes of a config, much faster than one that is quantized."""
+    found = {**config_of(size, tied=True), "quantization": {"bits": 4, "group_size": 64}}
+    weights: dict[str, mx.array] = {}
+    for i, (path, place) in enumerate(slots(build(found)).items()):
+        shape = place.value.shape
+        if len(shape) == 1:
+            weights[path] = mx.ones(shape)
+            continue
+        module, rows, groups = path.removesuffix(".weight"), shape[0], shape[1] // 64
+        words = np.random.default_rng(i).integers(0, 2**32, (rows, shape[1] // 8), np.uint32)
+        weights[path] = mx.array(words)
+        weights[f"{module}.scales"] = mx.full((rows, groups), shape[1] ** -0.5 / 8)
+        weights[f"{module}.biases"] = mx.full((rows, groups), -(shape[1] ** -0.5))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(found))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return sum(array.nbytes for array in weights.values())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+def test_a_load_takes_the_size_of_the_checkpoint_and_a_tenth(tmp_path: Path) -> None:
+    nbytes = packed(tmp_path / "large", LARGE)
+    small = write(tmp_path / "small", quantization={"bits": 4})
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(tmp_path / "large")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    resident, arrays = map(int, done.stdout.split())
+    assert nbytes > 100e6, "small ones would be lost in what Python does"
+    assert arrays <= nbytes * 1.1
+    assert resident <= nbytes * 1.1
+
+
+def test_placeholders_are_never_in_memory() -> None:
+    """A model of 32 GB is described in no time and space."""
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "head_dim": 128, "vocab_size": 128_256}
+    huge = config_of({**sizes, "num_hidden_layers": 80}, tied=False) | {"num_attention_heads": 64}
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = build(huge)
+    places = slots(copy_of(model))
+    assert sum(place.value.nbytes for place in places.values()) > 100e9
+    assert mx.get_peak_memory() - before < 1e6
+
+
+def test_a_copy_of_the_structure_shares_arrays_and_nothing_else() -> None:
+    model = build(
+        config_of(
+            {
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "head_dim": 32,
+                "vocab_size": 96,
+            },
+            tied=True,
+        )
+    )
+    copied = copy_of(model)
+    before = {path: place.value for path, place in slots(model).items()}
+    assert all(place.value is before[path] for path, place in slots(copied).items())
+    for place in slots(copied).values():
+        place.fill(mx.zeros(1))
+    copied.model.layers[0]["self_attn"] = None
+    assert {path: place.value for path, place in slots(model).items()} == before
+
+
+def awq(words: mx.array) -> mx.array:
+    """Eight numbers of 4 bits in the order of AutoAWQ, along the last axis."""
+    order = mx.array([0, 2, 4, 6, 1, 3, 5, 7])
+    numbers = words.reshape(*words.shape[:-1], -1, 8)[..., order]
+    return mx.sum(numbers.astype(mx.uint32) << (mx.arange(8, dtype=mx.uint32) * 4), axis=-1).astype(mx.uint32)
+
+
+def test_awq_is_read_as_mlx_lm_reads_it(tmp_path: Path) -> None:
+    """Words along the outputs, transposed, with zero points: the numbers are kept."""
+    folder, group = tmp_path / "model", 32
+    found = config("llama") | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group}}
+    model = zoo("llama")
+    weights: dict[str, mx.array] = {}
+    for path, place in slots(model).items():
+        array = place.value
+        module, _, leaf = path.rpartition(".")
+        if leaf != "weight" or "proj" not in module:
+            weights[path] = array
+            continue
+        rows, columns = array.shape
+        key = mx.random.key(len(weights))
+        numbers = mx.random.randint(0, 16, (columns, rows), key=key)
+        zeros = mx.random.randint(4, 12, (columns // group, rows), key=key)
+        weights[f"{module}.qweight"] = awq(numbers)
+        weights[f"{module}.qzeros"] = awq(zeros)
+        weights[f"{module}.scales"] = mx.full(zeros.shape, columns**-0.5 / 4)
+        dense = (numbers - mx.repeat(zeros, group, axis=0)) * (columns**-0.5 / 4)
+        place.fill(dense.T)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(found))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    loaded = qg.lm.load(folder)
+    logits = greedy(loaded.model, PROMPT, 3)[1]
+    assert_close(logits, greedy(mlx_lm.utils.load_model(folder)[0], PROMPT, 3)[1], path="model")
+    assert_close(logits, greedy(model, PROMPT, 3)[1], path="model")
+    assert loaded.report().counts()["quantized_matmul"] >= 7 * found["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"quant_method": "bitsandbytes"}, "quant_method bitsandbytes is the packing of another library"),
+        ({"quant_method": ["awq"]}, "quant_method a list is the packing"),
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            "format float-quantized is not",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "quant_algo FP8 is not one that MLX has"),
+        ({"quant_method": "awq", "bits": 3}, "Only bits=3 is supported"),
+    ],
+)
+def test_a_packing_that_is_not_known_is_refused(block: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    found = json.loads((folder / "config.json").read_text()) | {"quantization_config": block}
+    (folder / "config.json").write_text(json.dumps(found))
+    with pytest.raises(qg.CheckpointError) as caught:
+        qg.lm.load(folder)
+    assert message in str(caught.value)
+
+
+def test_mlx_lm_generates_with_the_model(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", quantization={"bits": 4})
+    model = qg.lm.load(folder)
+    peer = mlx_lm.utils.load_model(folder)[0]
+    assert isinstance(model.model, type(peer))
+    options: dict[str, Any] = {"prompt": "What is 2+2?", "max_tokens": 24}
+    expected = mlx_lm.generate(peer, mlx_lm.utils.load_tokenizer(folder), **options)
+    assert mlx_lm.generate(model.model, model.tokenizer, **options) == expected
+    assert len(expected) > 4
+
+
+def test_tokenizer_files_are_not_needed_for_a_graph(tmp_path: Path) -> None:
+    packed(tmp_path / "model", {**LARGE, "vocab_size": 256, "num_hidden_layers": 1})
+    assert qg.lm.load(tmp_path / "model").report().missed == ()
