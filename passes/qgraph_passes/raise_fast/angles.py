@@ -22,6 +22,7 @@ from qgraph_passes.raise_fast.walk import Shape, Walk, number, ones_dropped, sca
 
 # Of speeds that were computed in float32 from a base: a logarithm, a quotient, a product and an exponential.
 ROUNDED = 32 * 2.0**-24
+ANY_BASE = 10000.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ def read_angles(walk: Walk, table: Value, placed: Shape, shape: Shape) -> Angles
     total = 1.0
     while (pair := scaled(table)) is not None:
         table, total = pair[0], total * pair[1]
-    u, v = _factors(table, (1,) * (len(shape) - len(placed)) + placed)
+    placed = (1,) * (len(shape) - len(placed)) + placed
+    if half == 1 and table.op.name not in ("multiply", "dot"):  # the power 0 of any base
+        axis, length = _axis_of(walk, _Factor(table, placed), shape)
+        scale, offset = _positions(walk, table, length)
+        return Angles(half, axis, length, total * scale, offset, ANY_BASE)
+    u, v = _factors(table, placed)
     pairs = [(p, s) for p, s in ((u, v), (v, u)) if s.shape[-1] == half and p.shape[-1] == 1]
     pairs = [(p, s) for p, s in pairs if not ones_dropped(s.shape[:-1])]
     if len(pairs) > 1:  # one position, or one pair: what depends on no input are the speeds
@@ -143,16 +149,17 @@ def _positions(walk: Walk, v: Value, length: int) -> tuple[float, int | Value]:
     scale = 1.0
     while True:
         pair = scaled(v) if v.type.dtype.is_float else None
-        known = walk.known(v)
         if pair is not None:
             v, scale = pair[0], scale * pair[1]
-        elif known is not None:
-            step, start = _progression(np.asarray(known, np.float64).reshape(-1), length, v)
-            return scale * step, start
         elif isinstance(v.op, (Broadcast, Reshape, Cast)) and v.type.dtype.is_float:
             v = v.node.inputs[0]
         else:
-            return scale, _offset(walk, v, length)
+            break
+    known = walk.known(v)
+    if known is None:
+        return scale, _offset(walk, v, length)
+    step, start = _progression(np.asarray(known, np.float64).reshape(-1), length, v)
+    return scale * step, start
 
 
 def _progression(p: Any, length: int, v: Value) -> tuple[float, int]:
@@ -226,7 +233,7 @@ def base_of(speeds: Any) -> float | None:
     if abs(speeds[0] - 1) > ROUNDED or np.any(speeds <= 0):
         return None
     if half == 1:
-        return 10000.0  # its power 0 is all that counts
+        return ANY_BASE
     exact = exp(-log(speeds[1]) * half)
     for digits in range(1, 5):
         base = float(f"{exact:.{digits - 1}e}")

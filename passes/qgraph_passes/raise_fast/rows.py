@@ -127,7 +127,7 @@ def vector(now: Now, v: Value | None) -> Any:
 
 
 def operand(now: Now, core: Value, after: Affine) -> Any:
-    """The rows in the dtype in which they were normed, unless the op takes them there because of the weight."""
+    """The rows in the dtype in which they were normed, unless the weight takes them there."""
     weight = after.weight
     if weight is not None and promote(core.type.dtype, weight.type.dtype) is after.dtype:
         return now(core)

@@ -112,7 +112,9 @@ def test_what_mlx_writes_for_its_norms_is_raised_and_runs_bit_by_bit_the_same(sh
 
 
 def test_a_weight_of_another_dtype_decides_the_dtype():
-    f = lambda x, w: mx.fast.rms_norm(x, w, EPS)
+    def f(x, w):
+        return mx.fast.rms_norm(x, w, EPS)
+
     assert same_as_mlx(f, normal(2, 8, dtype=mx.bfloat16), normal(8)) == {"rms_norm": 1}
 
 
@@ -163,18 +165,24 @@ def test_what_only_looks_like_a_norm_stays_and_says_why(name):
 
 
 def test_a_weight_along_another_axis_is_no_weight():
-    f = lambda x, w: x * qg.rsqrt(mean(x * x) + EPS) * w
+    def f(x, w):
+        return x * qg.rsqrt(mean(x * x) + EPS) * w
+
     assert raised(f, normal(8, 8), normal(8, 1)) == {"rms_norm": 1, "multiply": 1}
     assert raised(f, normal(4, 8), normal(4, 8)) == {"rms_norm": 1, "multiply": 1}
 
 
 def test_an_eps_that_is_an_argument_is_no_number():
-    f = lambda x, eps: x * qg.rsqrt(mean(x * x) + eps)
+    def f(x, eps):
+        return x * qg.rsqrt(mean(x * x) + eps)
+
     assert "rms_norm" not in raised(f, normal(4, 8), mx.array(EPS))
 
 
 def test_centred_rows_whose_variance_is_their_mean_square_are_a_layer_norm_only_over_the_last_axis():
-    f = lambda x: (x - qg.mean(x, axis=0, keepdims=True)) * qg.rsqrt(qg.var(x, axis=0, keepdims=True) + EPS)
+    def f(x):
+        return (x - qg.mean(x, axis=0, keepdims=True)) * qg.rsqrt(qg.var(x, axis=0, keepdims=True) + EPS)
+
     assert "layer_norm" not in raised(f, normal(8, 8))
     assert "mean and variance are over axes (0,) and (0,), not the last one" in reasons(f, normal(8, 8))
 

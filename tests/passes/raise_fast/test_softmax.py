@@ -37,7 +37,10 @@ SPELLINGS = {
 )
 def test_every_spelling_over_any_axis_is_one_op(shape, dtype, spelling, data):
     axis = data.draw(st.integers(0, len(shape) - 1))
-    f = lambda x: SPELLINGS[spelling](x, axis)
+
+    def f(x):
+        return SPELLINGS[spelling](x, axis)
+
     assert raised(f, normal(*shape, dtype=dtype)) == {"softmax": 1}
 
 
@@ -45,7 +48,10 @@ def test_every_spelling_over_any_axis_is_one_op(shape, dtype, spelling, data):
 @pytest.mark.parametrize("axis", [0, 1, (0, 2), None])
 def test_what_mlx_writes_for_other_axes_than_the_last_is_raised(axis, dtype):
     x = normal(2, 3, 8, dtype=dtype)
-    f = lambda x: mx.softmax(x, axis=axis)
+
+    def f(x):
+        return mx.softmax(x, axis=axis)
+
     assert raised(f, x, captured=True) == {"softmax": 1}
     if dtype == mx.float32:  # in 16 bit MLX sums in 16 bit, the op in f32
         assert same_as_mlx(f, x) == {"softmax": 1}
@@ -82,5 +88,7 @@ def test_exponentials_that_something_else_reads_are_not_computed_twice():
 
 
 def test_a_shift_over_another_axis_stays_below_the_softmax():
-    f = lambda x: shifted(x, 0) / qg.sum(shifted(x, 0), axis=-1, keepdims=True)
+    def f(x):
+        return shifted(x, 0) / qg.sum(shifted(x, 0), axis=-1, keepdims=True)
+
     assert raised(f, normal(4, 8)) == {"max": 1, "subtract": 1, "softmax": 1}
