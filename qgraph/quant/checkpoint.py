@@ -35,6 +35,7 @@ from qgraph.quant.triplet import Triplet, find_triplets
 Progress = Callable[[int, int], None]
 
 _BATCH_BYTES = 64_000_000  # read between two progress calls
+_PIECE = 1 << 18  # elements that are looked at together
 _AGAIN = "download the file again"
 
 
@@ -237,25 +238,26 @@ def _check_bools(layout: Layout, arrays: Mapping[str, mx.array]) -> None:
 
 def check_finite(triplets: Mapping[str, Triplet], arrays: Mapping[str, mx.array]) -> None:
     """Errors: CheckpointError for a scale, a bias or a global scale that is NaN or infinite."""
-    parts = [
-        (entry, _all_finite(arrays[entry.name], triplet.quantization.mode))
-        for triplet in triplets.values()
-        for entry in (triplet.scales, triplet.biases, triplet.global_scale)
-        if entry is not None and entry.nbytes
-    ]
-    mx.eval([finite for _, finite in parts])
-    for entry, finite in parts:
-        if not finite.item():
-            fix = "download it again, or pass allow_nonfinite=True"
-            raise refuse(entry.path, "has NaN or infinity", tensor=entry.name, fix=fix)
+    for triplet in triplets.values():
+        for entry in (triplet.scales, triplet.biases, triplet.global_scale):
+            if entry is not None and not _all_finite(arrays[entry.name], triplet.quantization.mode):
+                fix = "download it again, or pass allow_nonfinite=True"
+                raise refuse(entry.path, "has NaN or infinity", tensor=entry.name, fix=fix)
 
 
-def _all_finite(values: mx.array, mode: str) -> mx.array:
+def _all_finite(values: mx.array, mode: str) -> bool:
+    """Piece by piece: MLX makes several arrays on the way, and those of a whole embedding are large."""
+    flat = values.reshape(-1)
+    pieces = (flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE))
+    return all(bool(mx.all(_are_finite(piece, mode)).item()) for piece in pieces)
+
+
+def _are_finite(values: mx.array, mode: str) -> mx.array:
     if values.dtype != mx.uint8:
-        return mx.all(mx.isfinite(values))
+        return mx.isfinite(values)
     if mode == "nvfp4":  # e4m3: NaN is 0x7f, with either sign
-        return mx.all((values & 0x7F) != 0x7F)
-    return mx.all(values != 0xFF)  # e8m0
+        return (values & 0x7F) != 0x7F
+    return values != 0xFF  # e8m0
 
 
 def _assemble(
