@@ -51,6 +51,7 @@ class Prepared:
     """The arguments of one call as flat arrays, and the key of its program."""
 
     weights: list[Any]
+    flat: list[mx.array]  # what the weights store
     leaves: list[Any]
     spec: Tokens
     held: list[Held]
@@ -102,7 +103,7 @@ class ModuleProgram:
         return unflatten(entry.spec, list(found[:n]))
 
     def _run(self, call: Prepared, entry: ModuleEntry) -> Sequence[mx.array]:
-        return entry.program.trusted(*self._stored[1], *stored(call.leaves), *call.arrays, *entry.captures)
+        return entry.program.trusted(*call.flat, *stored(call.leaves), *call.arrays, *entry.captures)
 
     def _confirmed(
         self, call: Prepared, entry: ModuleEntry, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -194,7 +195,7 @@ class ModuleProgram:
         return found
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Prepared:
-        weights, types = self._read()
+        weights, flat, types = self._read()
         objects: list[Any] = []
         tree = (set_aside(args, objects), set_aside(kwargs, objects))
         leaves: list[Any] = []
@@ -209,17 +210,18 @@ class ModuleProgram:
         places = tuple(tuple(_place(x, arrays, found) for x in h.arrays) for h in held)
         keys = tuple(h.key for h in held)
         key = (*regime, step.dynamic, keys, places, signature(arrays), str(mx.default_device()), compiling())
-        return Prepared(weights, leaves, spec, held, arrays, places, key, regime)
+        return Prepared(weights, flat, leaves, spec, held, arrays, places, key, regime)
 
-    def _read(self) -> tuple[list[Any], int]:
-        """The weights, and a number for their types."""
+    def _read(self) -> tuple[list[Any], list[mx.array], int]:
+        """The weights, the arrays that they store, and a number for their types."""
         version, weights = self._weights.read()
-        if version != self._stored[0]:
-            token = self._types.setdefault(
-                (tuple(s.path for s in self._weights.slots), signature(weights)), len(self._types)
-            )
-            self._stored = (version, stored(weights), token)
-        return weights, self._stored[2]
+        known = self._stored
+        if version != known[0]:
+            paths = tuple(s.path for s in self._weights.slots)
+            types = (self._weights.structure, paths, signature(weights))
+            token = self._types.setdefault(types, len(self._types))
+            known = self._stored = (version, stored(weights), token)
+        return weights, known[1], known[2]
 
     def _make(self, call: Prepared) -> ModuleEntry:
         entry = without_collector(lambda: self._compile(call))
@@ -241,6 +243,8 @@ class ModuleProgram:
         n, m = len(call.weights), len(call.weights) + len(call.leaves)
 
         def flat(*arrays: mx.array) -> list[mx.array]:
+            for kept in (spec, types, held, changed):
+                kept.clear()  # after an error the function is run again, to find its place
             shadow.fill(list(arrays[:n]))
             stand_ins = [
                 h.stand_in([arrays[m + i] for i in p]) for h, p in zip(call.held, call.places, strict=True)
@@ -289,7 +293,12 @@ def _labels(weights: Weights, call: Prepared) -> list[str]:
     """Names of the inputs: the paths of weights, then of arguments, then of what held objects have."""
     names = [slot.path for slot in weights.slots]
     names += labels_of(weights.root.__call__, *unflatten(call.spec, call.leaves))
-    names += [f"state.{i}" for i in range(len(call.arrays))]
+    state: dict[int, str] = {}
+    for n, (held, places) in enumerate(zip(call.held, call.places, strict=True)):
+        named = dict(enumerate(getattr(held, "names", ())))
+        for k, i in enumerate(places):
+            state.setdefault(i, f"cache.{n}.{named.get(k, k)}")
+    names += [state[i] for i in range(len(call.arrays))]
     out: dict[str, None] = {}
     for name in names:
         out[unused(re.sub(r"[^\w.\-]", "_", name), out)] = None

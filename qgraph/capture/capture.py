@@ -34,7 +34,7 @@ def capture(
     builder: Builder,
     *,
     outer: Sequence[mx.array] = (),
-    paths: Mapping[int, str] | None = None,
+    paths: Mapping[int, Sequence[str]] | None = None,
 ) -> Captured:
     """The graph of `function`, which takes one array for each of `inputs` and returns a list of arrays.
 
@@ -67,7 +67,9 @@ def capture(
 class _Run:
     """The function under MLX's tracer, with whatever is replaced and watched meanwhile."""
 
-    def __init__(self, function: Flat, inputs: Sequence[Value], paths: Mapping[int, str] | None) -> None:
+    def __init__(
+        self, function: Flat, inputs: Sequence[Value], paths: Mapping[int, Sequence[str]] | None
+    ) -> None:
         self.function = function
         self.arrays = [mx.zeros(v.type.shape, v.type.dtype.mlx) for v in inputs]  # never evaluated
         self.paths = paths

@@ -59,7 +59,7 @@ class Calls:
 
 class _Current(threading.local):
     calls: Calls | None = None
-    paths: Mapping[int, str] = {}
+    paths: Mapping[int, Sequence[str]] = {}
 
 
 CURRENT = _Current()
@@ -77,12 +77,22 @@ def watched(kind: type) -> type:
 def _reporting(method: Any) -> Any:
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls, path = CURRENT.calls, CURRENT.paths.get(id(self))
-        if calls is None or path is None or (calls.open and calls.open[-1] == path):
+        calls, places = CURRENT.calls, CURRENT.paths.get(id(self))
+        if calls is None or not places or (calls.open and calls.open[-1] in places):
             return method(self, *args, **kwargs)  # super().__call__() is the same call
-        return calls.run(path, method, self, args, kwargs)
+        return calls.run(place_in(places, calls.open), method, self, args, kwargs)
 
     return call
+
+
+def place_in(places: Sequence[str], running: Sequence[str]) -> str:
+    """Which of the places of a module is meant: the one inside the module that calls it.
+
+    >>> place_in(["layers.0.act", "layers.1.act"], ["", "layers.1"]), place_in(["act"], ["layers.1"])
+    ('layers.1.act', 'act')
+    """
+    inner = f"{running[-1]}." if running and running[-1] else ""
+    return next((place for place in places if place.startswith(inner)), places[0])
 
 
 def arrays_in(tree: Any) -> Iterable[mx.array]:

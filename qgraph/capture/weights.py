@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from operator import getitem, is_
 from typing import Any, NamedTuple, cast
@@ -33,6 +34,8 @@ class Weights:
         self.root = root
         self._arrays: list[Any] = []
         self._version = 0
+        self._lock = threading.Lock()
+        self.structure = 0  # counts: the modules, not their arrays, are others
         self._look()
 
     def _look(self) -> None:
@@ -70,17 +73,20 @@ class Weights:
 
     def read(self) -> tuple[int, list[Any]]:
         """All arrays now; and a number that stays the same as long as they are the same objects."""
-        now = self._now()
-        if now is None:
-            self._look()
-            now = list(map(getitem, *self._places))
-        if len(now) != len(self._arrays) or not all(map(is_, now, self._arrays)):
-            self._arrays = now
-            self._version += 1
-        return self._version, now
+        with self._lock:
+            now = self._now()
+            if now is None:
+                self._look()
+                self.structure += 1
+                self._arrays = list(map(getitem, *self._places))
+                self._version += 1
+            elif now is not self._arrays:
+                self._arrays = now
+                self._version += 1
+            return self._version, self._arrays
 
     def _now(self) -> list[Any] | None:
-        """The arrays, if the structure is as it was."""
+        """The arrays, the list of before if they are the same; None if the structure is another."""
         try:
             children = map(getitem, self._parents, self._keys)
             if list(map(len, self._holders)) != self._sizes or not all(map(is_, children, self._children)):
@@ -88,8 +94,9 @@ class Weights:
             now = list(map(getitem, *self._places))
         except (KeyError, IndexError):
             return None
-        same = len(now) == len(self._arrays) and all(map(is_, now, self._arrays))
-        return now if same or all(isinstance(x, (mx.array, QuantizedTensor)) for x in now) else None
+        if len(now) == len(self._arrays) and all(map(is_, now, self._arrays)):
+            return self._arrays
+        return now if all(isinstance(x, (mx.array, QuantizedTensor)) for x in now) else None
 
     def holders(self) -> list[Any]:
         """The modules, dicts and lists, each once."""
@@ -127,6 +134,9 @@ def _parts_together(holder: Any) -> list[tuple[Any, Any]]:
     return items
 
 
+PLACES = 256  # of one shared module that are told apart
+
+
 class Shadow:
     """A copy of a module and of all modules in it; the arrays are shared until they are replaced.
 
@@ -140,8 +150,8 @@ class Shadow:
         owners = [self._copies[id(s.owner)] for s in weights.slots]
         self.slots = [Slot(s.path, x, s.key, x) for s, x in zip(weights.slots, owners, strict=True)]
         self.originals = weights.slots
-        self.paths: dict[int, str] = {}
-        self._name(self.root, "")
+        self.paths: dict[int, list[str]] = {}  # of every module by its id: all places where it stands
+        self._name(self.root, "", [])
 
     def _copy(self, x: Any) -> Any:
         """Modules, dicts and lists copied once each, the rest as it is."""
@@ -163,12 +173,15 @@ class Shadow:
         self._kept.append(x)  # so that its id is not given to another
         return made
 
-    def _name(self, x: Any, path: str) -> None:
-        if id(x) in self.paths or not _is_holder(x):
+    def _name(self, x: Any, path: str, outer: list[int]) -> None:
+        if not _is_holder(x):
             return
-        self.paths[id(x)] = path
+        places = self.paths.setdefault(id(x), [])
+        if id(x) in outer or len(places) >= PLACES:
+            return
+        places.append(path)
         for key, y in _items(x):
-            self._name(y, f"{path}.{key}" if path else str(key))
+            self._name(y, f"{path}.{key}" if path else str(key), [*outer, id(x)])
 
     def fill(self, arrays: list[mx.array]) -> None:
         """Put `arrays` in the places of the weights."""

@@ -77,6 +77,15 @@ def test_another_structure_is_another_program():
     model.layers[1] = nn.Linear(64, 64)
     equal(fast(X), model(X))
 
+    class Twice(nn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    other = Twice(64, 64)
+    other.update(model.layers[1].parameters())
+    model.layers[1] = other  # the same arrays, other code
+    equal(fast(X), model(X))
+
 
 @pytest.mark.parametrize("scheme", [{}, {"bits": 8, "group_size": 32}, {"mode": "mxfp4"}, {"mode": "nvfp4"}])
 def test_one_form_whichever_way_the_quantized_weights_came(scheme):
@@ -212,6 +221,33 @@ def test_nodes_know_their_module_and_the_line_that_calls_it():
     said = str(fast.qgraph.report(X))
     assert "in layers.1 → quantized_matmul" in said
     assert "layers.0" in str(qg.inspect(fast, X).why(scope="layers.0"))
+
+
+class Shared(nn.Module):
+    """One activation and one block in several places."""
+
+    def __init__(self):
+        super().__init__()
+        act, block = nn.SiLU(), nn.Sequential(nn.Linear(64, 64), nn.Tanh())
+        self.layers = [nn.Sequential(nn.Linear(64, 64), act) for _ in range(2)]
+        self.first, self.second = nn.Sequential(block), nn.Sequential(block)
+        self.second.outer = [self]  # names do not go round in circles
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.second(self.first(x))
+
+
+def test_a_module_in_several_places_is_named_by_the_one_that_calls_it():
+    fast = qg.optimize(Shared())
+    equal(fast(X), Shared.__call__(fast, X))
+    graph = fast.qgraph.graph(X)
+    assert [n.origin.scope for n in graph.find("sigmoid")] == ["layers.0.layers.1", "layers.1.layers.1"]
+    assert [n.origin.scope for n in graph.find("tanh")] == [
+        "first.layers.0.layers.1",
+        "second.layers.0.layers.1",
+    ]
 
 
 def test_fused_ops_arrive_whole():

@@ -102,6 +102,7 @@ class _Keys(Window, KVCache):
 class Keys:
     """A KVCache that is not empty: one program for a capacity and a window of it."""
 
+    names = ("keys", "values", "offset")
     __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
@@ -171,6 +172,7 @@ class _Quantized(Window, QuantizedKVCache):
 class Quantized:
     """A QuantizedKVCache that is not empty."""
 
+    names = (*(f"{x}.{y}" for x in ("keys", "values") for y in ("packed", "scales", "biases")), "offset")
     __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
 
     def __init__(self, cache: Any, step: Step) -> None:
