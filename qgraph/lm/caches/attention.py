@@ -20,6 +20,7 @@ from qgraph.capture.state import DOUBTS, NotDynamic
 from qgraph.lm.caches.positions import Position, Span, arange
 
 SHAPE: Any = mx.array.shape.fget
+SIZE: Any = mx.array.size.fget
 LOCAL = threading.local()
 PATCHING = threading.RLock()  # one capture at a time: patches nest, and are undone in order
 
@@ -62,12 +63,17 @@ class Windowed(mx.array):
 
     @property
     def shape(self) -> Any:
-        plain = SHAPE(self)
-        known = session().windows.get(id(self))
+        plain, current = SHAPE(self), session()
+        known = current.windows.get(id(self))
         if known is None or sys._getframe(1).f_globals["__name__"].startswith("qgraph."):
             return plain
-        span = Span.of(plain[2], known[1].end, session().doubt)
-        return (*plain[:2], span, *plain[3:])
+        current.doubt("the model reads the length of its cache")
+        return (*plain[:2], Span.of(plain[2], known[1].end), *plain[3:])
+
+    @property
+    def size(self) -> Any:
+        session().doubt("the model reads the size of its cache")
+        return SIZE(self)
 
 
 class Session:

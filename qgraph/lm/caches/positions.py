@@ -5,7 +5,6 @@ A model that does `mx.arange(cache.offset, cache.offset + L)` needs the differen
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -64,42 +63,20 @@ class Span(int):
     """The length of a window, which models take for the number of positions so far.
 
     What is so many positions from the end is a position: `keys.shape[2] - L`. Whatever else a model does
-    with the number may go wrong, since it is larger: that is a doubt.
+    with the number may be wrong, since it is larger.
     """
 
     end: Position
-    doubt: Callable[[str], None]
 
     @classmethod
-    def of(cls, n: int, end: Position, doubt: Callable[[str], None]) -> Span:
+    def of(cls, n: int, end: Position) -> Span:
         """The length `n` of a window in which `end` is where the filled positions end."""
         made = cls(n)
-        made.end, made.doubt = end, doubt
+        made.end = end
         return made
 
     def __sub__(self, other: Any) -> Any:
-        return self.end - other if type(other) is int else self._plain(int.__sub__, other)
-
-    def _plain(self, op: Callable[..., Any], *others: Any) -> Any:
-        self.doubt("the model computes with the length of its cache")
-        return op(int(self), *others)
-
-
-def _doubtful(name: str) -> Callable[..., Any]:
-    op = getattr(int, name)
-
-    def method(self: Span, *others: Any) -> Any:
-        return self._plain(op, *others)
-
-    return method
-
-
-for _name in (
-    *("__add__", "__radd__", "__rsub__", "__mul__", "__rmul__", "__neg__", "__truediv__", "__rtruediv__"),
-    *("__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__", "__lt__", "__le__", "__gt__"),
-    *("__ge__", "__pow__"),
-):
-    setattr(Span, _name, _doubtful(_name))
+        return self.end - other if type(other) is int else int(self) - other
 
 
 def distance(start: Any, stop: Any) -> int:
