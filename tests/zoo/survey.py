@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten
 
 import qgraph as qg
 from tests.agree import difference
-from tests.zoo.build import PROMPT, build, generate
+from tests.zoo.build import PROMPT, build, caches, generate
+from tests.zoo.configs import VOCAB
 from tests.zoo.plain import plain
 from tests.zoo.quantize import NO_PEER, by_layers, by_numbers, by_weights, weights_of
 
@@ -111,6 +112,26 @@ def quantized(name: str) -> Answer:
 
 
 @part
+def chunks(name: str) -> Answer:
+    """Two sequences of 40 tokens in two chunks, then 3 steps: past windows, experts sorted, weights packed."""
+    peer = None if name in NO_PEER else by_layers(name)
+    weights = weights_of(name, peer)
+    judge = by_numbers(name, weights) if peer is None else peer
+    fast = qg.optimize(by_weights(name, weights))
+    return Answer(_generation(fed(fast), fed(judge)), f"{fast.qgraph.cache_info().misses} programs")
+
+
+def fed(model: Any) -> tuple[list[int], list[mx.array]]:
+    """The logits of every call, for tokens that are given; and what would come next."""
+    generator = np.random.default_rng(1)
+    cache, logits = caches(model), []
+    for length in (24, 16, 1, 1, 1):
+        logits.append(model(mx.array(generator.integers(0, VOCAB, (2, length))), cache=cache))
+        mx.eval(logits[-1])
+    return [int(n) for n in mx.argmax(logits[-1][:, -1], axis=-1).tolist()], logits
+
+
+@part
 def raised(name: str) -> Answer:
     """What MLX wrote out is raised again, and computes what the capture computes that kept it whole."""
     model = build(name)
@@ -129,7 +150,7 @@ WHOLE = ("rms_norm", "layer_norm", "rope", "scaled_dot_product_attention")
 # What cannot be done, and why.
 LISTED: dict[tuple[str, str], str] = {
     ("dbrx", part): "it reads the indices of experts as numbers (.tolist()), so that no graph holds for all"
-    for part in ("dense", "decode", "quantized", "raised")
+    for part in ("dense", "decode", "quantized", "chunks", "raised")
 }
 LISTED["deepseek_v41", "raised"] = "MLX cannot export mx.to_fp8; kept whole it is captured"
 LISTED["spark2_5", "raised"] = "MLX cannot export mx.contiguous; kept whole it is captured"
@@ -137,6 +158,7 @@ PARTS: dict[str, Callable[[str], Answer]] = {
     "dense": dense,
     "decode": decode,
     "quantized": quantized,
+    "chunks": chunks,
     "raised": raised,
 }
 
