@@ -1,5 +1,6 @@
 """The functions of arrays: the `qg` namespace, by family. Each stands beside the op that it makes."""
 
+from qgraph.ops import linalg as linalg
 from qgraph.ops import random as random
 from qgraph.ops import random_bits as random_bits
 from qgraph.ops import storage as storage

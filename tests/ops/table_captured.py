@@ -81,6 +81,28 @@ def part(draw, kind):
     return Case(kind(), [draw(arrays(shape, (*FLOATS, I32)))])
 
 
+@entry("inverse", "cholesky")
+def solved(draw, kind):
+    n, batch = draw(st.integers(1, 4)), draw(shapes(0, 1, empty=False))
+    a = data(draw(seeds), (*batch, n, n), F32, low=-1, high=1) + 4 * mx.eye(n)  # far from singular
+    if kind.name == "cholesky":
+        return Case(kind(draw(st.booleans())), [a @ mx.swapaxes(a, -1, -2)], "sum", n, 64.0)
+    triangular = draw(st.booleans())
+    return Case(kind(triangular, triangular and draw(st.booleans())), [a], "sum", n, 16.0)
+
+
+@entry("qr", "svd", "eigh", "eig")
+def decomposed(draw, kind):
+    n, batch = draw(st.integers(1, 4)), draw(shapes(0, 1, empty=False))
+    m = n if kind.square else draw(st.integers(1, 4))
+    a = data(draw(seeds), (*batch, m, n), F32)
+    vectors = draw(st.booleans())
+    extra = {"qr": (), "eigh": (draw(st.sampled_from("LU")), vectors)}.get(kind.name, (vectors,))
+    # The signs of vectors are free, and so is the order of the eigenvalues of `eig`: see test_linalg.
+    exact = kind.name in ("svd", "eigh") and not vectors
+    return Case(kind(*extra), [a], "sum" if exact else "type", 4, 64.0)
+
+
 @entry("erfinv")
 def erfinv(draw, kind):
     return Case(kind(), [draw(arrays(draw(shapes(0)), FLOATS, low=-0.95, high=0.95))], "near")
@@ -134,3 +156,14 @@ def pack(draw, kind):
 def quantize_parts(draw, kind):
     w = draw(packed())
     return Case(kind(w.quantization), [data(draw(seeds), (2, *w.shape), F32)], "parts")
+
+
+@entry("to_fp8")
+def to_fp8(draw, kind):
+    limit = draw(st.sampled_from([0.02, 4.0, 600.0]))  # below the smallest normal one, in between, too large
+    return Case(kind(), [draw(arrays(None, FLOATS, low=-limit, high=limit))], "exact")
+
+
+@entry("from_fp8")
+def from_fp8(draw, kind):
+    return Case(kind(draw(st.sampled_from(FLOATS))), [draw(arrays(None, (U8,), low=0, high=256))], "exact")

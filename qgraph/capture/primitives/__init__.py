@@ -1,6 +1,7 @@
 """MLX's primitives, a file per family; importing this package fills the table."""
 
 import qgraph.ops as _ops  # every op is registered by its module
+from qgraph.capture.primitives import decompositions as decompositions
 from qgraph.capture.primitives import elementwise as elementwise
 from qgraph.capture.primitives import fused as fused
 from qgraph.capture.primitives import indexing as indexing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil, prod
+from math import prod
 
 from qgraph.capture.primitives.table import Primitive, primitive
 from qgraph.ir import Value
@@ -122,10 +122,8 @@ def pad(p: Primitive) -> Value:
 @primitive("Arange")
 def arange(p: Primitive) -> Value:
     """[start, stop, step], as floats whatever the dtype."""
-    (n,), dtype = p.outputs[0].shape, p.outputs[0].dtype
+    dtype = p.outputs[0].dtype
     start, stop, step = (int(x) if dtype.is_int and x == int(x) else x for x in p.arguments)
-    if max(0, ceil((stop - start) / step)) != n:
-        stop = start + step * n
     return p.add(Arange(start, stop, step, dtype))
 
 

@@ -114,7 +114,7 @@ def equal(draw, name):
     x, y = drawn(draw, a, ANY, grid=True), drawn(draw, b, ANY, grid=True)
     if draw(st.booleans()):
         holes = mx.where(drawn(draw, (3, 4), (BOOL,)), mx.nan, drawn(draw, (3, 4), (F32,)))
-        other = mx.where(drawn(draw, (3, 4), (BOOL,)), mx.nan, holes)
+        other = holes if draw(st.booleans()) else mx.where(drawn(draw, (3, 4), (BOOL,)), mx.nan, holes)
         equal_nan = draw(st.booleans())
         return Case(lambda x, y: mx.array_equal(x, y, equal_nan=equal_nan), [holes, other])
     return Case(mx.equal, [x, y])

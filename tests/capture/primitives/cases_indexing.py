@@ -274,6 +274,34 @@ def fft(draw, name):
     )
 
 
+@case("Inverse", "Cholesky", "QRF", "SVD", "Eigh", "Eig")
+def decomposition(draw, name):
+    a = drawn(draw, (*draw(shapes(0, 1, empty=False)), 3, 3), (F32,), low=-1, high=1) + 4 * mx.eye(3)
+    flag = draw(st.booleans())
+    functions = {
+        "Inverse": lambda a: mx.linalg.tri_inv(a, flag) if triangle else mx.linalg.inv(a),
+        "Cholesky": lambda a: mx.linalg.cholesky(a @ mx.swapaxes(a, -1, -2), flag),
+        "QRF": mx.linalg.qr,
+        "SVD": lambda a: mx.linalg.svd(a, flag),
+        "Eigh": lambda a: (mx.linalg.eigh if flag else mx.linalg.eigvalsh)(a, uplo),
+        "Eig": mx.linalg.eig if flag else mx.linalg.eigvals,
+    }
+    triangle, uplo = draw(st.booleans()), draw(st.sampled_from("LU"))
+    function = functions[name]
+    exact = name in ("Inverse", "Cholesky")
+    return Case(on_cpu(function), [a], reference=exact, k=3, magnitude=64.0, notes={"name": name})
+
+
+def on_cpu(function):
+    """`function` with its operations on the CPU, where the decompositions are."""
+
+    def call(*arrays):
+        with mx.stream(mx.cpu):
+            return function(*arrays)
+
+    return call
+
+
 @case("RandomBits")
 def random_bits(draw, name):
     shape = draw(shapes(0, 2, empty=False))

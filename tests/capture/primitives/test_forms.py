@@ -40,6 +40,8 @@ def test_a_product_of_merged_rows_is_one_of_the_batch_that_it_becomes():
     assert form(lambda x, w: x.reshape(6, 8) @ w.T, x, w) == ["reshape", "transpose", "dot"]
     other = form(lambda x, w: (x.reshape(6, 8) @ w.T).reshape(3, 2, 5), x, w)
     assert other == ["reshape", "transpose", "dot"]
+    other = form(lambda x, w: (x.reshape(6, 8) @ w.T).reshape(2, 3, 5, 1), x, w)
+    assert other == ["reshape", "transpose", "dot", "reshape"]
     merged = form(lambda x, w: x.reshape(3, 2, 8) @ w.T, normal(3, 2, 2, 4), w)
     assert merged == ["reshape", "transpose", "dot"]
 
@@ -87,6 +89,8 @@ def test_experts_have_the_indices_that_were_given():
     chosen = mx.array([[[0, 1], [2, 0], [1, 1]], [[2, 2], [0, 1], [1, 0]]], mx.uint32)
     both = lambda x, w, i: mx.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=i)  # noqa: E731
     assert form(both, rows, w, chosen) == ["transpose", "gather_mm"]
+    turned = lambda x, w, i: mx.gather_mm(x, w.swapaxes(-1, -2), mx.arange(5, -1, -1, mx.uint32), i)  # noqa: E731
+    assert "arange" in form(turned, x, w, i)
     given = mx.array([5, 4, 3, 2, 1, 0], mx.uint32)
     assert "lhs=True, rhs=True, sorted_indices=False" in print_graph(
         captured(lambda x, w, i, j: mx.gather_mm(x, w.swapaxes(-1, -2), j, i), [x, w, i, given])[0]
