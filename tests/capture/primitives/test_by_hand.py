@@ -13,6 +13,7 @@ from qgraph.ir import Builder, Graph, verify
 from qgraph.ir.dtypes import F32, I32, dtype_of
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import type_of
+from qgraph.ops.indexing import Take
 from tests.agree import assert_close, normal
 from tests.capture.primitives.replay import same
 
@@ -119,6 +120,16 @@ def test_a_scatter_of_windows(axes):
     assert_close(found, expected)
 
 
+def test_a_scatter_of_windows_behind_the_other_axes():
+    x, i = normal(3, 2, 6), mx.array([0, 4])
+    update = normal(2, 3, 2, 2, seed=3)
+    [found] = run("Scatter", [x, i, update], (2, [2]), x)
+    expected = np.array(x)
+    for n, a in enumerate([0, 4]):
+        expected[:, :, a : a + 2] += np.array(update)[n]
+    assert_close(found, expected)
+
+
 def test_a_masked_scatter_of_several_rows_counts_each_row():
     x, mask = normal(2, 5), mx.array([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]]) > 0
     values = normal(2, 4, seed=2)
@@ -136,6 +147,22 @@ def test_dequantize_as_a_gpu_reports_it(mode, dtype):
     group, bits, code = {"affine": (64, 4, 0), "mxfp4": (32, 4, 1)}[mode]
     [found] = run("Quantize", list(parts), (group, bits, code, True), expected)
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("which", ["one", "two"])
+def test_rows_by_other_indices_are_no_rows_of_one_embedding(which):
+    words, scales, biases = mx.quantize(normal(8, 64))
+    i, j = mx.array([3, 1]), mx.array([3, 2])
+    builder = Builder()
+    arrays = [words, scales, biases, i, j]
+    w, s, b, x, y = [builder.input(f"x{n}", type_of(a)) for n, a in enumerate(arrays)]
+    other = x if which == "one" else y
+    rows = [builder.add(Take(0), (part, at)).outputs[0] for part, at in ((w, x), (s, other), (b, x))]
+    out = mx.dequantize(words[i], scales[i if which == "one" else j], biases[i])
+    primitive = Primitive("Quantize", tuple(rows), (type_of(out),), (64, 4, 0, True), builder)
+    graph = Graph([w, s, b, x, y], [MEANINGS["Quantize"](primitive)], builder)
+    assert ("quantized_take" in graph.histogram()) == (which == "one")
+    assert same(Program(graph).run(*arrays)[0], out)
 
 
 def test_words_of_another_width_are_refused():

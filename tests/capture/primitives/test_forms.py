@@ -68,6 +68,7 @@ def test_an_embedding_is_one_take():
 def test_an_index_that_is_known_is_a_slice():
     assert form(lambda x: x[2], normal(4, 8)) == ["slice", "reshape"]
     assert form(lambda x: x[1:3, -1], normal(4, 8)) == ["slice", "reshape"]
+    assert form(lambda x: x[mx.array(-1)], normal(4, 8)) == ["slice", "reshape"]
 
 
 def test_einsum_leaves_no_transposes_that_move_nothing():
