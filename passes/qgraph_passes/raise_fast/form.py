@@ -15,6 +15,7 @@ import qgraph as qg
 from qgraph.ir import Graph, Node, Value
 from qgraph.ir.origin import Origin, Step, merge_origins
 from qgraph.ops.dispatch import run_under
+from qgraph.ops.quantized import Dequantize
 from qgraph.rewrite import Context, NoMatch
 from qgraph.rewrite.match import Found, Miss, foreign_user
 from qgraph.rewrite.rule import Match
@@ -120,8 +121,17 @@ class _Sweep:
         self.trace = Trace(graph.builder, pass_name, origin=self.origin)
 
     def run(self) -> Graph:
-        """The graph with everything found replaced."""
-        return run_under(self.trace, lambda: self.graph.rewritten(self.rebuild))
+        """The graph with everything found replaced; an output that became packed is unpacked."""
+        after = run_under(self.trace, lambda: self.graph.rewritten(self.rebuild))
+        outputs = [
+            new if old.type.packing or not new.type.packing else self.unpacked(new)
+            for old, new in zip(self.graph.outputs, after.outputs, strict=True)
+        ]
+        return after.with_outputs(outputs)
+
+    def unpacked(self, v: Value) -> Value:
+        """`v` as numbers."""
+        return self.graph.builder.add(Dequantize(), (v,), v.node.origin).outputs[0]
 
     def origin(self) -> Origin:
         """The origin of the nodes that are being made."""

@@ -101,11 +101,9 @@ def _is_of_a_product(v: Value) -> bool:
     for _ in range(8):
         if v.op.name == "dot":
             return True
-        pair = scaled(v)
+        pair = scaled(v) or _choice(v)
         if pair is not None:
             v = pair[0]
-        elif v.op.name == "where":
-            v = v.node.inputs[1]
         elif v.op.name == "cast":
             v = v.node.inputs[0]
         else:
