@@ -1,4 +1,4 @@
-"""What loading costs and leaves alone: placeholders, memory, random numbers, other libraries' packings."""
+"""What loading costs and leaves alone: placeholders, memory, the hands of mlx-lm."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ import pytest
 
 import qgraph as qg
 from qgraph.lm.architecture import build, copy_of, slots
-from tests.agree import assert_close
-from tests.lm.peer import config_of, greedy, write
-from tests.lm.test_architectures import PROMPT
-from tests.zoo.build import build as zoo
-from tests.zoo.configs import config
+from tests.lm.peer import config_of, write
 
 LARGE = {
     "hidden_size": 2048,
@@ -115,66 +111,6 @@ def test_a_copy_of_the_structure_shares_arrays_and_nothing_else() -> None:
         place.fill(mx.zeros(1))
     copied.model.layers[0]["self_attn"] = None
     assert {path: place.value for path, place in slots(model).items()} == before
-
-
-def awq(words: mx.array) -> mx.array:
-    """Eight numbers of 4 bits in the order of AutoAWQ, along the last axis."""
-    order = mx.array([0, 2, 4, 6, 1, 3, 5, 7])
-    numbers = words.reshape(*words.shape[:-1], -1, 8)[..., order]
-    return mx.sum(numbers.astype(mx.uint32) << (mx.arange(8, dtype=mx.uint32) * 4), axis=-1).astype(mx.uint32)
-
-
-def test_awq_is_read_as_mlx_lm_reads_it(tmp_path: Path) -> None:
-    """Words along the outputs, transposed, with zero points: the numbers are kept."""
-    folder, group = tmp_path / "model", 32
-    found = config("llama") | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group}}
-    model = zoo("llama")
-    weights: dict[str, mx.array] = {}
-    for path, place in slots(model).items():
-        array = place.value
-        module, _, leaf = path.rpartition(".")
-        if leaf != "weight" or "proj" not in module:
-            weights[path] = array
-            continue
-        rows, columns = array.shape
-        key = mx.random.key(len(weights))
-        numbers = mx.random.randint(0, 16, (columns, rows), key=key)
-        zeros = mx.random.randint(4, 12, (columns // group, rows), key=key)
-        weights[f"{module}.qweight"] = awq(numbers)
-        weights[f"{module}.qzeros"] = awq(zeros)
-        weights[f"{module}.scales"] = mx.full(zeros.shape, columns**-0.5 / 4)
-        dense = (numbers - mx.repeat(zeros, group, axis=0)) * (columns**-0.5 / 4)
-        place.fill(dense.T)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(found))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    loaded = qg.lm.load(folder)
-    logits = greedy(loaded.model, PROMPT, 3)[1]
-    assert_close(logits, greedy(mlx_lm.utils.load_model(folder)[0], PROMPT, 3)[1], path="model")
-    assert_close(logits, greedy(model, PROMPT, 3)[1], path="model")
-    assert loaded.report().counts()["quantized_matmul"] >= 7 * found["num_hidden_layers"]
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ({"quant_method": "bitsandbytes"}, "quant_method bitsandbytes is the packing of another library"),
-        ({"quant_method": ["awq"]}, "quant_method a list is the packing"),
-        (
-            {"quant_method": "compressed-tensors", "format": "float-quantized"},
-            "format float-quantized is not",
-        ),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "quant_algo FP8 is not one that MLX has"),
-        ({"quant_method": "awq", "bits": 3}, "Only bits=3 is supported"),
-    ],
-)
-def test_a_packing_that_is_not_known_is_refused(block: dict[str, Any], message: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "model")
-    found = json.loads((folder / "config.json").read_text()) | {"quantization_config": block}
-    (folder / "config.json").write_text(json.dumps(found))
-    with pytest.raises(qg.CheckpointError) as caught:
-        qg.lm.load(folder)
-    assert message in str(caught.value)
 
 
 def test_mlx_lm_generates_with_the_model(tmp_path: Path) -> None:
