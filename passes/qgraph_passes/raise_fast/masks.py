@@ -14,6 +14,7 @@ from qgraph.ops.shape import Broadcast, Reshape
 from qgraph_passes.raise_fast.form import Now, Search
 from qgraph_passes.raise_fast.walk import Shape, Walk, number, scaled, shaped, uncast
 
+SMALL = 1 << 16  # elements of a mask that is worked out whole
 MASKED = -1e4  # a score from which on its exponential is 0 beside any other: 16-bit code uses no less
 
 
@@ -148,8 +149,14 @@ def _smallest(v: Value, rank: int, split: tuple[int, int]) -> tuple[Value, int]:
         v, rank = v.node.inputs[0], 4
 
 
+# Comparisons as "query >= key": which operand is the query, and whether equal ones do not count.
+COMPARED = {"greater_equal": (0, False), "less_equal": (1, False), "greater": (0, True), "less": (1, True)}
+
+
 def _is_causal(walk: Walk, mask: Mask, rows: int, columns: int) -> bool:
     """Whether the mask, worked out here, lets every query see the keys up to its own, the last one all."""
+    if mask.chooses and mask.value.op.name in COMPARED and mask.value.type.size > SMALL:
+        return columns >= rows and _compares_positions(walk, mask, rows, columns)
     found = walk.known(mask.value)
     if found is None or columns < rows or any(n != 1 for n in found.shape[:-2]):
         return False
@@ -160,3 +167,23 @@ def _is_causal(walk: Walk, mask: Mask, rows: int, columns: int) -> bool:
     if mask.chooses:
         return bool(np.array_equal(found, ~causal if mask.inverted else causal))
     return bool(np.all(found[causal] == 0) and np.all(found[~causal] <= MASKED))
+
+
+def _compares_positions(walk: Walk, mask: Mask, rows: int, columns: int) -> bool:
+    """The same of a comparison of two vectors, without the matrix that it makes."""
+    query, strict = COMPARED[mask.value.op.name]
+    if mask.inverted:  # not (a >= b) is b > a
+        query, strict = 1 - query, not strict
+    operands = mask.value.node.inputs
+    a: Any = walk.known(operands[query])
+    b: Any = walk.known(operands[1 - query])
+    if a is None or b is None or mask.value.type.shape[-2:] != (rows, columns):
+        return False
+    if a.shape[-2:] != (rows, 1) or a.size != rows or b.shape[-1:] != (columns,) or b.size != columns:
+        return False
+    keys = b.reshape(-1)
+    if not np.all(keys[1:] > keys[:-1]):
+        return False
+    # The keys that a query sees are the first ones: how many?
+    seen: Any = np.searchsorted(keys, a.reshape(-1), side="left" if strict else "right")
+    return bool(np.array_equal(seen, np.arange(columns - rows + 1, columns + 1)))

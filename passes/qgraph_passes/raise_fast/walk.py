@@ -14,7 +14,7 @@ from qgraph.ops.elementwise import Cast
 from qgraph.ops.reduce import Reduction
 from qgraph.ops.shape import Broadcast, Reshape, Slice
 
-LARGEST = 1 << 24  # elements of a value that is worked out at compile time, a causal mask for instance
+LARGEST = 1 << 20  # elements of a value that is worked out at compile time, a causal mask for instance
 DEEPEST = 64  # nodes that it may take
 Shape = tuple[int, ...]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import qgraph as qg
 from qgraph.ops.attention import Attention
+from qgraph_passes.raise_fast import masks
 from tests.agree import normal
 from tests.passes.raise_fast.raised import PIPELINE, raised, reasons, same_as_mlx
 
@@ -365,3 +366,26 @@ def test_packed_values_are_left_to_the_products():
     found = qg.jit(f).optimized(*args)
     assert found.find("quantized_matmul")
     assert not found.find(NAME)
+
+
+@pytest.mark.parametrize("compared", ["greater_equal", "greater", "less_equal", "less"])
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_a_large_mask_is_known_by_the_positions_that_it_compares(
+    compared, inverted, swapped, shift, monkeypatch
+):
+    """And to be what it is when it is worked out whole."""
+
+    def f(q, k, v):
+        own, all_of_them = qg.arange(2 + shift, 5 + shift)[:, None], qg.arange(5)
+        mask = getattr(qg, compared)(*((all_of_them, own) if swapped else (own, all_of_them)))
+        scores = q @ turned(k)
+        scores = qg.where(mask, -1e9, scores) if inverted else qg.where(mask, scores, -1e9)
+        return qg.softmax(scores, axis=-1) @ v
+
+    args = operands(served=4)
+    whole = op(f, *args).mask
+    monkeypatch.setattr(masks, "SMALL", 0)
+    assert op(f, *args).mask == whole
+    assert raised(f, *args)[NAME] == 1
