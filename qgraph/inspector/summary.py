@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from qgraph.inspector.layers import collapsed
+from qgraph.inspector.layers import collapsed, layer_of, ranges
 from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite import Result, Site
+
+WIDTH = 110  # of the text
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Missed:
 
 
 @dataclass(frozen=True)
+class Modules:
+    """Modules that run the same ops, views and constants left out: e.g. all layers of a model."""
+
+    where: str  # e.g. "model.layers.0–35"
+    count: int
+    ops: tuple[tuple[str, int], ...]  # after the passes, in each of them
+
+
+@dataclass(frozen=True)
 class PassTime:
     """What one pass cost, and whether it changed the graph."""
 
@@ -49,8 +61,9 @@ class Summary:
     """What a pipeline did to a graph; ``str()`` is for a person, `to_json` for a program.
 
     Pairs are (before, after). `weight_bytes` counts the inputs that are quantized or have two axes or
-    more, as they are stored; `unpacked_bytes` the same inputs, were they all dense. `activation_bytes`
-    counts the results of every op that makes new data. Unused rules are (name, times tried).
+    more, as they are stored; `unpacked_bytes` the same inputs, were they all dense; `state_bytes` those that
+    are written into, a model's caches, and not among them. `activation_bytes` counts the results of every op
+    that makes new data. Unused rules are (name, times tried).
     """
 
     nodes: tuple[int, int]
@@ -64,6 +77,8 @@ class Summary:
     missed: tuple[Missed, ...]
     unused_rules: tuple[tuple[str, int], ...]
     passes: tuple[PassTime, ...]
+    state_bytes: int = 0
+    modules: tuple[Modules, ...] = ()  # none where the graph knows of no modules
 
     def to_json(self) -> str:
         """All of it as JSON text."""
@@ -71,7 +86,8 @@ class Summary:
 
     def __str__(self) -> str:
         """Aligned plain text."""
-        return "\n".join([*_op_lines(self), "", *_fact_lines(self)])
+        modules = ["", *_module_lines(self)] if self.modules else []
+        return "\n".join([*_op_lines(self), *modules, "", *_fact_lines(self)])
 
 
 def summarize(result: Result) -> Summary:
@@ -86,7 +102,8 @@ def summarize(result: Result) -> Summary:
     ((4096, 4096), (('quantized_matmul', 1),))
     """
     before, after = result.before, result.graph
-    weights = [v.type for v in before.inputs if v.type.packing or v.type.ndim >= 2]
+    state = {n.inputs[0] for n in before.find("slice_update", "index_update") if n.inputs[0] in before.inputs}
+    weights = [v.type for v in before.inputs if v not in state and (v.type.packing or v.type.ndim >= 2)]
     statistics = result.context.statistics.items()
     return Summary(
         nodes=(_size(before), _size(after)),
@@ -100,6 +117,8 @@ def summarize(result: Result) -> Summary:
         missed=tuple(_missed(result.report.missed)),
         unused_rules=tuple((name, s.candidates) for name, s in statistics if s.applied == 0),
         passes=tuple(PassTime(s.name, s.seconds * 1e3, s.changed) for s in result.history),
+        state_bytes=sum(v.type.nbytes for v in state),
+        modules=tuple(_modules(after)),
     )
 
 
@@ -132,6 +151,21 @@ def _missed(sites: Iterable[Site]) -> list[Missed]:
     return [Missed(n, where, reasons) for (where, reasons), n in groups.items()]
 
 
+def _modules(graph: Graph) -> list[Modules]:
+    """The layers of a model and what stands beside them, those that run the same ops as one."""
+    ops: dict[str, Counter[str]] = {}
+    for node in graph.nodes:
+        if _makes_data(node):
+            ops.setdefault(layer_of(node.origin.scope), Counter())[node.op.name] += 1
+    alike: dict[tuple[str, tuple[tuple[str, int], ...]], list[str]] = {}
+    for scope, counts in ops.items():
+        listed = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        alike.setdefault((collapsed(scope), listed), []).append(scope)
+    if not any(ops):
+        return []
+    return [Modules(ranges(scopes), len(scopes), listed) for (_, listed), scopes in alike.items()]
+
+
 def _place(site: Site) -> str:
     line = site.line or "an unknown line"
     return f"{site.op} at {line}" + (f" in {collapsed(site.scope)}" if site.scope else "")
@@ -144,6 +178,23 @@ def _op_lines(s: Summary) -> list[str]:
     return [f"{'op':<{width}}  {'before':>7}  {'after':>7}  {'change':>7}", *body]
 
 
+def _module_lines(s: Summary) -> list[str]:
+    names = [f"{m.where or 'no module'}" + (f" ({m.count} alike)" if m.count > 1 else "") for m in s.modules]
+    width = max(map(len, ["module", *names])) + 2
+    lines = [f"{'module':<{width}}ops after the passes, views left out"]
+    for name, m in zip(names, s.modules, strict=True):
+        ops = ", ".join(op if n == 1 else f"{n}~×~{op}" for op, n in m.ops)
+        wrapped = textwrap.wrap(
+            ops,
+            WIDTH,
+            initial_indent=f"{name:<{width}}",
+            subsequent_indent=" " * width,
+            break_long_words=False,
+        )
+        lines += [line.replace("~", " ") for line in wrapped]
+    return lines
+
+
 def _fact_lines(s: Summary) -> list[str]:
     packed = "" if s.unpacked_bytes == s.weight_bytes else f" ({_human(s.unpacked_bytes, 'B')} unpacked)"
     sites = ", ".join(f"{n} × {became}" for became, n in s.sites) or "none"
@@ -153,6 +204,7 @@ def _fact_lines(s: Summary) -> list[str]:
     )
     lines = [
         f"weights            {_human(s.weight_bytes, 'B')}{packed}",
+        *([f"caches             {_human(s.state_bytes, 'B')}"] if s.state_bytes else []),
         f"activations        {_arrow(s.activation_bytes, 'B')}",
         f"FLOPs              {_arrow(s.flops)}",
         f"casts              {s.casts[0]} → {s.casts[1]}",

@@ -81,6 +81,60 @@ def test_a_graph_that_does_nothing_has_a_summary() -> None:
     assert "left unquantized   none" in str(s)
 
 
+def model(x, buffer, w):
+    with qg.scope("embed"):
+        x = x + 1.0
+    for n in range(5):
+        with qg.scope(f"layers.{n}.mlp"):
+            x = qg.silu(x @ w.T) if n != 2 else qg.exp(x @ w.T)
+    return x, qg.slice_update(buffer, x[None], mx.array([3]), (1,))
+
+
+def test_layers_that_run_the_same_ops_are_one_line() -> None:
+    s = summary_of(model, mx.ones((1, 64)), mx.zeros((1, 8, 64)), quantized(64, 64))
+    dot, silu = ("quantized_matmul", 1), (("quantized_matmul", 1), ("silu", 1))
+    assert [(m.where, m.count, m.ops) for m in s.modules] == [
+        ("embed", 1, (("add", 1),)),
+        ("layers.0–1,3–4", 4, silu),
+        ("layers.2", 1, (("exp", 1), dot)),
+        ("", 1, (("slice_update", 1),)),
+    ]
+    lines = str(s).splitlines()
+    assert "layers.0–1,3–4 (4 alike)  quantized_matmul, silu" in lines
+    assert "no module                 slice_update" in lines
+    assert json.loads(s.to_json())["modules"][0] == {"where": "embed", "count": 1, "ops": [["add", 1]]}
+
+
+def test_long_lists_of_ops_are_wrapped_between_ops() -> None:
+    names = "square arcsinh arctan sigmoid log1p expm1 negative floor".split()
+    functions = [getattr(qg, name) for name in names]
+
+    def deep(x):
+        with qg.scope("block"):
+            for f in functions:
+                x = f(f(x)) + f(f(f(x)))
+        return x
+
+    lines = str(summary_of(deep, mx.ones(3))).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("block"))
+    assert max(map(len, lines[start : lines.index("", start)])) <= 110
+    assert lines[start + 1] == "        3 × square"
+
+
+def test_what_is_written_into_is_no_weight() -> None:
+    x, buffer, w = mx.ones((1, 64)), mx.zeros((1, 8, 64)), quantized(64, 64)
+    s = summary_of(model, x, buffer, w)
+    assert (s.weight_bytes, s.state_bytes) == (w.nbytes + x.nbytes, buffer.nbytes)
+    assert "caches             2.0 kB" in str(s)
+    assert "caches" not in str(summary_of(lambda x: x, mx.ones(3)))
+
+
+def test_a_graph_without_modules_has_no_such_lines() -> None:
+    s = summary_of(lambda x: -x, mx.ones(3))
+    assert s.modules == ()
+    assert "module" not in str(s)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
