@@ -106,7 +106,7 @@ def test_layers_that_run_the_same_ops_are_one_line() -> None:
 
 
 def test_long_lists_of_ops_are_wrapped_between_ops() -> None:
-    names = "square arcsinh arctan sigmoid log1p expm1 negative floor".split()
+    names = ["square", "arcsinh", "arctan", "sigmoid", "log1p", "expm1", "negative", "floor"]
     functions = [getattr(qg, name) for name in names]
 
     def deep(x):
