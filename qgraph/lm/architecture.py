@@ -32,6 +32,7 @@ _LIMITS: dict[str, tuple[int, int | float]] = {
 }
 _COUNTS = re.compile(r"\w*(n|num)_\w*(layers?|blocks|experts)|depth", re.ASCII)  # others that loops run over
 _MOST = 100_000
+_NAME = re.compile(r"[\w-]+", re.ASCII)  # of a module: no path
 
 
 def check_sizes(config: Mapping[str, object]) -> None:
@@ -106,7 +107,7 @@ def _classes(config: Mapping[str, Any], kind: str) -> tuple[Any, Any]:
     for architecture in names:
         name = architectures.get((kind, str(architecture)), name)
     try:
-        if not name.isidentifier():
+        if not _NAME.fullmatch(name):
             raise ImportError(name)
         module = importlib.import_module(f"mlx_lm.models.{name}")
         return module.Model, module.ModelArgs

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 import qgraph as qg
 from qgraph.cli.generate import generate
+from qgraph.lm.architecture import build
 from tests.lm.peer import TINY, write, write_adapter
+from tests.zoo.configs import architectures
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,12 @@ def test_known_types_are_those_of_mlx_lm() -> None:
     known = qg.lm.known_types()
     assert {"qwen3", "llama", "mistral", "gpt_oss"} <= set(known)
     assert not {"cache", "switch_layers", "activations", "base"} & set(known)
+    assert set(architectures()) - {"olmo"} <= set(known)
+    for kind in known:
+        try:
+            build({"model_type": kind})
+        except qg.CheckpointError as error:  # most have no defaults for their sizes
+            assert "has no model_type" not in str(error)
 
 
 @pytest.mark.parametrize("kind", ["cache", "..utils", "qwen3.Model", "", "base", "__init__"])
