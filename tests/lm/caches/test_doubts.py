@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import mlx.core as mx
@@ -192,11 +193,21 @@ def test_doubts_are_those_of_the_last_capture():
     model, caches = Attention(by_hand), [KVCache()]
     step(model, mx.array([[1, 2]]), caches)
     step(model, mx.array([[1]]), caches)
-    assert DOUBTS == ["the model attends to its cache by code of its own"]
+    assert list(DOUBTS) == ["the model attends to its cache by code of its own"]
     step(Attention(by_a_share_of_the_length), mx.array([[1]]), caches)
-    assert DOUBTS == ["the model reads the length of its cache"]
+    assert list(DOUBTS) == ["the model reads the length of its cache"]
     step(Attention(with_the_mask), mx.array([[1]]), caches)
-    assert DOUBTS == []
+    assert list(DOUBTS) == []
+
+
+def test_doubts_belong_to_the_thread_that_captures():
+    caches = [KVCache()]
+    step(Attention(by_hand), mx.array([[1, 2]]), caches)
+    step(Attention(by_hand), mx.array([[1]]), caches)
+    other = threading.Thread(target=lambda: step(Attention(with_the_mask), mx.array([[1, 2]]), [KVCache()]))
+    other.start()
+    other.join()
+    assert list(DOUBTS)
 
 
 def test_what_is_patched_is_put_back_also_after_an_error():
@@ -245,3 +256,39 @@ def test_the_length_of_a_window_less_the_new_tokens_is_where_they_begin():
     assert arange(n).shape == (64,)
     assert mx.zeros((n, 2)).shape == (64, 2)
     assert (n // 2, n - 0.5, n + 1) == (32, 63.5, 65)
+
+
+class Counting(KVCache):
+    """A cache of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def update_and_fetch(self, keys, values):
+        self.calls += 1
+        return super().update_and_fetch(keys, values)
+
+
+def test_a_cache_of_an_unknown_class_is_exact_and_said_to_be_slow():
+    model = Attention(with_the_mask)
+    mx.eval(model.parameters())
+    fast, caches, plain = qg.optimize(model), [Counting()], [Counting()]
+    with pytest.warns(qg.RecompileWarning, match="Counting is a cache of the model's own"):
+        found = fast(mx.array([[1, 2]]), cache=caches)
+    assert_close(found, model(mx.array([[1, 2]]), cache=plain), path="model")
+    for i in range(3):
+        expected = model(mx.array([[i]]), cache=plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", qg.RecompileWarning)
+            assert_close(fast(mx.array([[i]]), cache=caches), expected, path="model")
+    assert (caches[0].calls, caches[0].offset) == (plain[0].calls, plain[0].offset) == (4, 5)
+
+
+def test_a_cache_that_holds_something_else_is_an_error_that_says_what():
+    model = Attention(with_the_mask)
+    cache = Counting()
+    cache.log = open
+    with pytest.raises(qg.QGraphError, match="holds a builtin_function_or_method"):
+        qg.optimize(model)(mx.array([[1, 2]]), cache=[cache])
+    assert cache.offset == 0
