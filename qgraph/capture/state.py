@@ -6,7 +6,8 @@ the model did to it comes out as arrays, which are stored back into the very obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+import threading
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -78,10 +79,20 @@ class NotDynamic(QGraphError):
     """
 
 
+class Doubts(threading.local):
+    """A list of its own for every thread: another one may capture before this one has read it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.said)
+
+
 Hold = Callable[[Any, Step], Held]
 HOLDS: dict[type, Hold] = {}
 OTHERS: list[Callable[[type], Hold | None]] = []  # asked once about a class that is not in HOLDS
-DOUBTS: list[str] = []  # of the last capture (one runs at a time): why its program is to be checked once
+DOUBTS = Doubts()  # of this thread's last capture: why its program is to be checked once
 _UNHELD: set[type] = set()
 AROUND: list[Callable[[], AbstractContextManager[Any]]] = []
 
@@ -128,7 +139,7 @@ def around() -> Generator[None]:
     with the object itself: then the first results of the program are to be compared with those of one that
     was captured with ``Step(length, dynamic=False)``. Errors: NotDynamic, at the end.
     """
-    DOUBTS.clear()
+    DOUBTS.said = []
     with ExitStack() as stack:
         for make in AROUND:
             stack.enter_context(make())

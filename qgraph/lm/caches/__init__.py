@@ -19,10 +19,8 @@ def register() -> None:
 
     def other(kind: type) -> Hold | None:
         """A cache that a model defines itself: held literally."""
-        is_cache = issubclass(kind, base) or (
-            kind.__module__.startswith("mlx_lm.") and hasattr(kind, "state")
-        )
-        return literal.hold if is_cache and kind not in HOLDS else None
+        own = kind.__module__.startswith("mlx_lm.models.") and hasattr(kind, "state")
+        return literal.hold_unknown if own or issubclass(kind, base) else None
 
     OTHERS.append(other)
     HOLDS.update(

@@ -182,7 +182,7 @@ def attending() -> Generator[Session]:
         try:
             yield current
             current.check()
-            DOUBTS.extend(current.doubts)
+            DOUBTS.said.extend(current.doubts)
         finally:
             fast.scaled_dot_product_attention, module.arange = attend, plain_arange
             np.arange, LOCAL.session = numpy_arange, outer

@@ -91,7 +91,26 @@ class Literal:
         vars(self.held).update(put_together(after, list(arrays)))
 
 
+class Unknown(Literal):
+    """An object of a class that qgraph has not seen: it may count, and then every value is a program."""
+
+    __slots__ = ()
+
+    def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
+        del arrays
+        name = class_of(self.held).__name__
+        raise NotDynamic(
+            f"{name} is a cache of the model's own, which may count in Python",
+            fix="use the caches of mlx_lm.models.cache, or run this model as it is",
+        )
+
+
 def hold(cache: Any, step: Step) -> Literal:
-    """Hold any object of arrays and plain values."""
+    """Hold an object of arrays and plain values that do not change from call to call."""
     del step
     return Literal(cache)
+
+
+def hold_unknown(cache: Any, step: Step) -> Literal:
+    """Hold an object of arrays and plain values that may change."""
+    return Unknown(cache) if step.dynamic else Literal(cache)
