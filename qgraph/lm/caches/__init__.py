@@ -18,9 +18,10 @@ def register() -> None:
     base: type = mlx_lm_cache._BaseCache
 
     def other(kind: type) -> Hold | None:
-        """A cache that a model defines itself: held literally."""
+        """A cache that a model or a user defines: held literally."""
         own = kind.__module__.startswith("mlx_lm.models.") and hasattr(kind, "state")
-        return literal.hold_unknown if own or issubclass(kind, base) else None
+        own = own or hasattr(kind, "update_and_fetch") or issubclass(kind, base)
+        return literal.hold_unknown if own else None
 
     OTHERS.append(other)
     HOLDS.update(

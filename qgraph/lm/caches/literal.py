@@ -70,6 +70,8 @@ class Literal:
     __slots__ = ("arrays", "held", "key", "settings", "shape")
 
     def __init__(self, held: Any, **settings: Any) -> None:
+        if not hasattr(held, "__dict__"):
+            raise NotDynamic(f"a {class_of(held).__name__} keeps what it holds in __slots__")
         self.held: Any = held
         self.settings = settings
         self.arrays: list[mx.array] = []

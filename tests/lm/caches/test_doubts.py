@@ -285,6 +285,46 @@ def test_a_cache_of_an_unknown_class_is_exact_and_said_to_be_slow():
     assert (caches[0].calls, caches[0].offset) == (plain[0].calls, plain[0].offset) == (4, 5)
 
 
+class Duck:
+    """A cache that derives from nothing."""
+
+    def __init__(self):
+        self.all = {"keys": None, "values": None}
+        self.offset = 0
+
+    def update_and_fetch(self, *new):
+        for name, x in zip(("keys", "values"), new, strict=True):
+            old = self.all[name]
+            self.all[name] = x if old is None else mx.concatenate([old, x], axis=2)
+        self.offset += new[0].shape[2]
+        return self.all["keys"], self.all["values"]
+
+
+def test_a_cache_that_only_looks_like_one_is_held_as_well():
+    model = Attention(without_a_mask)
+    mx.eval(model.parameters())
+    fast, mine, plain = qg.optimize(model), [Duck()], [Duck()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qg.RecompileWarning)
+        for n in (3, 1, 1):
+            tokens = mx.ones((1, n), mx.int32)
+            assert_close(fast(tokens, cache=mine), model(tokens, cache=plain), path="model")
+    assert mine[0].offset == plain[0].offset == 5
+    assert_close(mine[0].all["keys"], plain[0].all["keys"], path="model")
+
+
+def test_a_cache_with_slots_is_refused():
+    class Bare:
+        __slots__ = ("offset",)
+
+        def update_and_fetch(self, k, v):
+            return k, v
+
+    model = Attention(without_a_mask)
+    with pytest.raises(qg.QGraphError, match="a Bare keeps what it holds in __slots__"):
+        qg.optimize(model)(mx.ones((1, 2), mx.int32), cache=[Bare()])
+
+
 def test_a_cache_that_holds_something_else_is_an_error_that_says_what():
     model = Attention(with_the_mask)
     cache = Counting()
