@@ -177,5 +177,120 @@ _CANONICALIZE = [
     ),
 ]
 
+_RAISE_FAST = [
+    Fault(
+        "mean-over-any-axis-raised",
+        "qgraph_passes.raise_fast.rms_norm",
+        "s.require(axes == (core.type.ndim - 1,),",
+        "s.require(True,",
+        ("tests/passes/raise_fast/test_norms.py",),
+    ),
+    Fault(
+        "rows-divided-by-the-root-of-other-rows",
+        "qgraph_passes.raise_fast.rms_norm",
+        "s.require(same_rows(found, squared),",
+        "s.require(True,",
+        ("tests/passes/raise_fast/test_norms.py",),
+    ),
+    Fault(
+        "means-of-rows-along-columns-raised",
+        "qgraph_passes.raise_fast.walk",
+        "return not missing",
+        "return True",
+        ("tests/passes/raise_fast/test_norms.py",),
+    ),
+    Fault(
+        "unbiased-variance-raised",
+        "qgraph_passes.raise_fast.layer_norm",
+        "if of_x and op.ddof == 0 else None",
+        "if of_x else None",
+        ("tests/passes/raise_fast/test_norms.py",),
+    ),
+    Fault(
+        "what-others-read-raised-all-the-same",
+        "qgraph_passes.raise_fast.form",
+        "if foreign is not None:",
+        "if False:",
+        ("tests/passes/raise_fast/test_norms.py",),
+    ),
+    Fault(
+        "halves-exchanged-in-rope",
+        "qgraph_passes.raise_fast.rope",
+        "if (start, by) == (0, step) and (x, second, step) in of_b",
+        "if by == step",
+        ("tests/passes/raise_fast/test_rope.py",),
+    ),
+    Fault(
+        "base-read-roughly",
+        "qgraph_passes.raise_fast.angles",
+        "if base > 0 and np.allclose(speeds, base ** (-np.arange(half) / half), rtol=ROUNDED, atol=0):",
+        "if base > 0:",
+        ("tests/passes/raise_fast/test_rope.py",),
+    ),
+    Fault(
+        "rope-offset-of-the-table-lost",
+        "qgraph_passes.raise_fast.angles",
+        "return step, round(start)",
+        "return step, 0",
+        ("tests/passes/raise_fast/test_rope.py",),
+    ),
+    Fault(
+        "scale-of-the-keys-lost",
+        "qgraph_passes.raise_fast.attention",
+        "scale = scores.scale * queries.scale * keys.scale",
+        "scale = scores.scale * queries.scale",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "every-triangle-causal",
+        "qgraph_passes.raise_fast.masks",
+        "np.tri(rows, columns, columns - rows, dtype=bool)",
+        "np.tri(rows, columns, dtype=bool)",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "rows-of-minus-infinity-averaged",
+        "qgraph_passes.raise_fast.masks",
+        'if self.low > float("-inf"):',
+        "if True:",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "sinks-kept-in-the-sum-of-values",
+        "qgraph_passes.raise_fast.attention",
+        "return last == columns and lead ==",
+        "return len(last) == len(columns) and lead ==",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "tiled-keys-taken-for-repeated",
+        "qgraph_passes.raise_fast.attention",
+        "if not same or before != (b, few, 1):",
+        "if not same:",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "attention-rounded-to-16-bit",
+        "qgraph_passes.raise_fast.attention",
+        "wide = [root, queries.value,",
+        "wide = [queries.value,",
+        ("tests/passes/raise_fast/test_attention.py",),
+    ),
+    Fault(
+        "bits-of-a-word-in-any-order",
+        "qgraph_passes.raise_fast.dequantize",
+        "return _Codes(source, bits) if in_order and along",
+        "return _Codes(source, bits) if along",
+        ("tests/passes/raise_fast/test_dequantize.py",),
+    ),
+    Fault(
+        "rows-taken-by-other-indices",
+        "qgraph_passes.raise_fast.dequantize",
+        "same = all(p.node.inputs[1] is ids for p in parts) and",
+        "same =",
+        ("tests/passes/raise_fast/test_dequantize.py",),
+    ),
+]
 
-WRONG_PASSES = [*_QUANTIZE_DOT, *_FUSE_LORA, *_VIEWS, *_CANONICALIZE]
+
+WRONG_PASSES = [*_QUANTIZE_DOT, *_FUSE_LORA, *_VIEWS, *_CANONICALIZE, *_RAISE_FAST]

@@ -185,5 +185,5 @@ def _compares_positions(walk: Walk, mask: Mask, rows: int, columns: int) -> bool
     if not np.all(keys[1:] > keys[:-1]):
         return False
     # The keys that a query sees are the first ones: how many?
-    seen: Any = np.searchsorted(keys, a.reshape(-1), side="left" if strict else "right")
+    seen = keys.searchsorted(a.reshape(-1), side="left" if strict else "right")
     return bool(np.array_equal(seen, np.arange(columns - rows + 1, columns + 1)))

@@ -114,8 +114,8 @@ def test_every_spelling_is_one_op(sizes, dtype, scale, groups, mask, softmax):
     assert not set(counts) & {"softmax", "dot", "broadcast_to", "exp", "multiply"}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("served", [1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("served", [2, 4])
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize(
     "mask",

@@ -119,8 +119,8 @@ KEYWORDS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 4, 3, 8), (2, 3, 8), (1, 1, 1, 8), (2, 2, 2, 3, 8), (2, 4, 1, 8)])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 8), (2, 3, 8), (2, 2, 2, 3, 8), (2, 4, 1, 8)])
 @pytest.mark.parametrize("offset", ["number", "one", "one for each"])
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_what_mlx_writes_for_its_rope_is_raised_and_runs_bit_by_bit_the_same(name, offset, shape, dtype):
