@@ -99,11 +99,11 @@ class SplitAddMmLeft(qg.Rule):
 
 
 def _split(m: qg.Match, c: Any, a: Any, b: Any) -> qg.Array:
-    """Both parts in the dtype of the sum, as they are in MLX's kernel."""
+    """In the dtype of the sum, to which MLX's addmm promotes all three."""
     op = m.root.op
     assert isinstance(op, AddMm)
     dtype = m.type.dtype.mlx
-    product: Any = qg.astype(qg.dot(a, b), dtype)
+    product: Any = qg.dot(qg.astype(a, dtype), qg.astype(b, dtype))
     product = product if op.alpha == 1 else qg.multiply(product, op.alpha)
     c = qg.astype(c, dtype)
     return qg.add(product, c if op.beta == 1 else qg.multiply(c, op.beta))

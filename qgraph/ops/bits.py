@@ -73,7 +73,8 @@ class AsStrided(Op):
     """out[i, j, …] = x.flatten()[offset + i * strides[0] + j * strides[1] + …]."""
 
     name = "as_strided"
-    mlx = "mx.as_strided({0}, {shape}, {strides}, {offset})"
+    # MLX flattens a broadcast to a view whose elements do not lie in order, and then refuses it.
+    mlx = "mx.as_strided(mx.contiguous({0}), {shape}, {strides}, {offset})"
     flops_per_element = 0
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()

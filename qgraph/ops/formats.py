@@ -113,8 +113,7 @@ def _codes(words: Any, bits: int) -> Any:
     """The numbers of `bits` bits in a stream of words, low bits first; they may straddle words."""
     stream = (words[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
     stream = stream.reshape(*words.shape[:-1], words.shape[-1] * 32 // bits, bits).astype(np.int64)
-    shifted: Any = stream << np.arange(bits)
-    return shifted.sum(-1)
+    return _np.sum(stream << np.arange(bits), -1)
 
 
 def _from_e4m3(codes: Any) -> Any:

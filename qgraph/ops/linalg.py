@@ -5,6 +5,7 @@ Which signs the vectors of a decomposition have, and the phases of complex ones,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,17 @@ class Decomposition(Op):
     """An op on the matrices that the last two axes hold; `call` is MLX's function and its arguments."""
 
     square: ClassVar[bool] = True
+    numpy: ClassVar[Callable[..., Any]]  # what `reference` is for matrices that have a decomposition
+
+    def reference(self, a: Any) -> Any:
+        """NumPy's; NaN where there is none, e.g. of a singular matrix."""
+        try:
+            return self.numpy(a)
+        except np.linalg.LinAlgError:
+            types = self.infer(TensorType(np.shape(a), F32))
+            kinds = types if isinstance(types, tuple) else (types,)
+            made = [np.full(t.shape, np.nan, np.complex128 if t.dtype is C64 else None) for t in kinds]
+            return tuple(made) if isinstance(types, tuple) else made[0]
 
     def check(self, a: TensorType) -> tuple[Shape, int, int]:
         """The axes before the matrices, and their sizes."""
@@ -56,8 +68,7 @@ class Inverse(Decomposition):
             return f"mx.linalg.tri_inv({operands[0]}, {self.upper}, stream=mx.cpu)"
         return f"mx.linalg.inv({operands[0]}, stream=mx.cpu)"
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's."""
+    def numpy(self, a: Any) -> Any:
         half: Any = (_np.triu if self.upper else _np.tril)(a) if self.triangular else a
         return _np.linalg.inv(half)
 
@@ -75,8 +86,7 @@ class Cholesky(Decomposition):
         self.check(a)
         return a.dense()
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's."""
+    def numpy(self, a: Any) -> Any:
         lower = _np.linalg.cholesky(a)
         return np.swapaxes(lower, -1, -2) if self.upper else lower
 
@@ -95,8 +105,7 @@ class Qr(Decomposition):
         k = min(m, n)
         return TensorType((*batch, m, k), a.dtype), TensorType((*batch, k, n), a.dtype)
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's."""
+    def numpy(self, a: Any) -> Any:
         return tuple(np.linalg.qr(a))
 
 
@@ -117,8 +126,7 @@ class Svd(Decomposition):
             return values
         return TensorType((*batch, m, m), a.dtype), values, TensorType((*batch, n, n), a.dtype)
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's."""
+    def numpy(self, a: Any) -> Any:
         made: Any = np.linalg.svd(a, compute_uv=self.vectors)
         return tuple(made) if self.vectors else made
 
@@ -145,8 +153,7 @@ class Eigh(Decomposition):
         function = "eigh" if self.vectors else "eigvalsh"
         return f"mx.linalg.{function}({operands[0]}, {self.uplo!r}, stream=mx.cpu)"
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's."""
+    def numpy(self, a: Any) -> Any:
         return tuple(_np.linalg.eigh(a, self.uplo)) if self.vectors else _np.linalg.eigvalsh(a, self.uplo)
 
 
@@ -167,8 +174,8 @@ class Eig(Decomposition):
         """`mx.linalg.eig` or `mx.linalg.eigvals`."""
         return f"mx.linalg.{'eig' if self.vectors else 'eigvals'}({operands[0]}, stream=mx.cpu)"
 
-    def reference(self, a: Any) -> Any:
-        """NumPy's, complex whatever the eigenvalues are."""
+    def numpy(self, a: Any) -> Any:
+        """Complex whatever the eigenvalues are."""
         if not self.vectors:
             return _np.linalg.eigvals(a).astype(np.complex128)
         return tuple(np.asarray(x, np.complex128) for x in _np.linalg.eig(a))

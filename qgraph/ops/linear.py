@@ -122,7 +122,10 @@ def vecdot(a: ArrayLike, b: ArrayLike, axis: int = -1) -> Array:
 
 @dataclass(frozen=True)
 class AddMm(Op):
-    """alpha * (a @ b) + beta * c in one kernel; operands c, a, b."""
+    """alpha * (a @ b) + beta * c; operands c, a, b.
+
+    In 16 bit the parts may be rounded before they are added: a quantized product is an op of its own.
+    """
 
     name = "addmm"
     mlx = "mx.addmm({0}, {1}, {2}, alpha={alpha}, beta={beta})"

@@ -28,7 +28,7 @@ class Hadamard(Op):
     """scale * x @ H along the last axis, H being MLX's Hadamard matrix of its size."""
 
     name = "hadamard_transform"
-    mlx = "mx.hadamard_transform({0}, scale={scale})"  # of float32
+    mlx = "mx.hadamard_transform({0}, scale={scale})"
     scale: float = 1.0
 
     def infer(self, x: TensorType) -> TensorType:
@@ -45,10 +45,10 @@ class Hadamard(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """The template; 16-bit operands run in float32, since MLX would add in 16 bit."""
-        if not widens(inputs[0].dtype):
+        if inputs[0].dtype is F32:
             return super().emit(operands, inputs, outputs)
         wide = super().emit((f"{operands[0]}.astype(mx.float32)",), inputs, outputs)
-        return f"{wide}.astype({literal(outputs[0].dtype)})"
+        return f"{wide}.astype({literal(outputs[0].dtype)})" if widens(outputs[0].dtype) else wide
 
     def reference(self, x: Any) -> Any:
         """The product with the matrix."""

@@ -50,11 +50,23 @@ class Evaluation:
         operands = [self.values[v] for v in node.inputs]
         if node.op.name == "cast" and node.op.dtype.is_int:
             self.undefined |= _overflows(operands[0], node.op.dtype)
-        made = node.op.reference(*operands)
+        made = self._meaning(node)(*operands)
         results: Iterable[Any] = made if len(node.outputs) > 1 else (made,)
         for v, x in zip(node.outputs, results, strict=True):
             size = SCALES[node.op.name](*operands) if node.op.name in SCALES else 0.0
             self.values[v] = self._rounded(v, np.asarray(x), size)
+
+    def _meaning(self, node: Node) -> Callable[..., Any]:
+        """The reference; of addmm in steps that round, where every op does."""
+        if not self.faithful or node.op.name != "addmm":
+            return node.op.reference
+        dtype, op = node.outputs[0].type.dtype, node.op
+
+        def steps(c: Any, a: Any, b: Any) -> Any:
+            product = round_to(dtype, op.alpha * round_to(dtype, np.matmul(a, b)))
+            return product + round_to(dtype, op.beta * np.asarray(c))
+
+        return steps
 
     def _rounded(self, v: Value, x: Any, size: Any = 0.0) -> Any:
         if self.faithful:

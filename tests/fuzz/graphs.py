@@ -17,7 +17,9 @@ from tests.fuzz.maker import SCOPES, SHAPES, Maker
 from tests.fuzz.motifs import MOTIFS
 from tests.ops.table import TABLE
 
-NAMES = sorted(TABLE)
+# Decompositions want matrices that are not what comes out of other ops: see tests/ops/test_linalg.
+DECOMPOSITIONS = ("inverse", "cholesky", "qr", "svd", "eigh", "eig")
+NAMES = sorted(set(TABLE) - set(DECOMPOSITIONS))
 # Motifs that qgraph itself refused, by reason: counted, not hidden.
 REFUSED: Counter[str] = Counter()
 

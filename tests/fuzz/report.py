@@ -5,9 +5,10 @@ from __future__ import annotations
 from qgraph.ir import Op
 from tests.fuzz.batch import Batch
 from tests.fuzz.counting import RULES, UNCHECKED, fired, refused
+from tests.fuzz.graphs import DECOMPOSITIONS
 
 OFTEN = 100  # how often every rewrite must fire and be refused in the long run
-OPS = sorted(set(Op.registry) - {"input"})
+OPS = sorted(set(Op.registry) - {"input", *DECOMPOSITIONS})
 
 
 def text(batch: Batch) -> str:
