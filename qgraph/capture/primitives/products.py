@@ -110,10 +110,21 @@ def quantized_matmul(p: Primitive) -> Value:
     """[group size, bits, mode, transpose]."""
     group_size, bits, mode, transpose = p.arguments
     x, *parts = p.inputs
-    w = packed(p, parts, scheme(group_size, bits, mode), x.type.dtype)
+    w = packed(p, _one_copy_each(parts), scheme(group_size, bits, mode), x.type.dtype)
     if w.type.ndim > 2 and x.type.ndim < 3:  # MLX multiplies by the first matrix only, and so do we
         w = _first_matrix(p, w)
-    return p.add(QuantizedMatmul(bool(transpose)), x, w)
+    op, once = QuantizedMatmul(bool(transpose)), _one_copy(x)
+    if op.infer(once.type, w.type) == p.outputs[0]:
+        return p.add(op, once, w)
+    if op.infer(x.type, w.type) != p.outputs[0]:  # nothing else has the axis that was repeated
+        w = packed(p, parts, scheme(group_size, bits, mode), x.type.dtype)
+    return p.add(op, x, w)
+
+
+def _one_copy_each(parts: Sequence[Value]) -> list[Value]:
+    """Words, scales and biases before they were repeated for every batch, all of them in one way or none."""
+    stacks = [_one_copy(x) for x in parts]
+    return stacks if len({s.type.shape[:-2] for s in stacks}) == 1 else list(parts)
 
 
 def _first_matrix(p: Primitive, w: Value) -> Value:
