@@ -112,8 +112,26 @@ def quantized(name: str) -> Answer:
 
 
 @part
+def layers(name: str) -> Answer:
+    """mlx-lm's quantized model itself: its very logits before passes, the ops of the dense one after them."""
+    peer = by_layers(name)
+    x = mx.array([PROMPT])
+    expected = peer(x)
+    found = qg.optimize(peer, pipeline=NO_PASSES)(x)
+    if not same(found, expected):
+        return Answer(f"before passes: largest error {largest(found, expected):.3g}")
+    fast = qg.optimize(peer)
+    problem = difference(fast(x), expected, path="model")
+    dense = qg.optimize(by_weights(name, weights_of(name, peer)))
+    ways = [one.qgraph.optimized(x).histogram() for one in (fast, dense)]
+    apart = {kind: [w.get(kind, 0) for w in ways] for way in ways for kind in way}
+    apart = {kind: n for kind, n in apart.items() if n[0] != n[1]}
+    return Answer(problem or (f"from layers and from weights: {apart}" if apart else ""))
+
+
+@part
 def chunks(name: str) -> Answer:
-    """Two sequences of 40 tokens in two chunks, then 3 steps: past windows, experts sorted, weights packed."""
+    """Two packed sequences of 40 tokens in two chunks, then 3 steps: past windows, experts sorted."""
     peer = None if name in NO_PEER else by_layers(name)
     weights = weights_of(name, peer)
     judge = by_numbers(name, weights) if peer is None else peer
@@ -153,11 +171,14 @@ LISTED: dict[tuple[str, str], str] = {
     for part in ("dense", "decode", "quantized", "chunks", "raised")
 }
 LISTED["deepseek_v41", "raised"] = "MLX cannot export mx.to_fp8; kept whole it is captured"
+LISTED |= {(name, "layers"): f"fails in mlx-lm itself: {reason}" for name, reason in NO_PEER.items()}
+LISTED["dbrx", "layers"] = LISTED["dbrx", "dense"]
 LISTED["spark2_5", "raised"] = "MLX cannot export mx.contiguous; kept whole it is captured"
 PARTS: dict[str, Callable[[str], Answer]] = {
     "dense": dense,
     "decode": decode,
     "quantized": quantized,
+    "layers": layers,
     "chunks": chunks,
     "raised": raised,
 }
