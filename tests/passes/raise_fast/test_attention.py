@@ -269,9 +269,15 @@ def attention(change=lambda s: s, after=lambda p: p):
 
 
 def first_column_kept(q, k, v):
-    column = qg.broadcast_to(qg.full((1, 4, 1, 1), 0.5), (*q.shape[:3], 1))
+    column = qg.broadcast_to(qg.arange(4, dtype=mx.float32)[:, None, None], (*q.shape[:3], 1))
     wide = qg.softmax(qg.concatenate([column, q @ turned(k)], axis=-1), axis=-1)
     return wide[..., :-1] @ v
+
+
+def other_sinks(q, k, v):
+    column = qg.broadcast_to(qg.arange(2, dtype=mx.float32)[:, None, None, None], (*q.shape[:3], 1))
+    wide = qg.softmax(qg.concatenate([column, q @ turned(k)], axis=-1), axis=-1)
+    return wide[..., 1:] @ v
 
 
 def tiled(q, k, v):
@@ -311,6 +317,10 @@ NEAR = {
         "the scores are not q @ k.T but made by where",
     ),
     "the sinks kept": (first_column_kept, ""),
+    "sinks of the queries": (
+        other_sinks,
+        "the column beside the scores is not one number for each head",
+    ),
     "keys of other heads": (of_other_heads, "keys and values have other numbers of heads"),
     "half the heads": (half_the_heads, "differs along one of the two axes of heads"),
 }

@@ -100,6 +100,17 @@ def test_rows_that_are_taken_before_they_are_unpacked_are_taken_of_the_packed_va
     assert mx.array_equal(fast(mx.array(ids), *parts), f(mx.array(ids), *parts)).item()
 
 
+def test_rows_of_words_and_other_rows_of_scales_are_not_rows_of_one_value():
+    words, scales, biases = stored(4, 64)
+
+    def f(i, j, words, scales, biases):
+        return mx.dequantize(words[i], scales[j], biases[j], bits=4, group_size=64)
+
+    ids = mx.array([1, 5]), mx.array([0, 2])
+    assert "quantized_take" not in qg.optimize(f).optimized(*ids, words, scales, biases).histogram()
+    raised(f, *ids, words, scales, biases, captured=True)
+
+
 def test_a_stack_of_experts():
     parts = stored(4, 64, (3, 8))
 
