@@ -13,7 +13,7 @@ def register() -> None:
         return
     from mlx_lm.models import cache as mlx_lm_cache
 
-    from qgraph.lm.caches import batched, chunked, growing, lists, literal, rotating
+    from qgraph.lm.caches import batched, chunked, growing, lists, literal, rotating, states
 
     base: type = mlx_lm_cache._BaseCache
 
@@ -32,7 +32,7 @@ def register() -> None:
             mlx_lm_cache.ChunkedKVCache: chunked.hold,
             mlx_lm_cache.BatchKVCache: batched.hold_keys,
             mlx_lm_cache.BatchRotatingKVCache: batched.hold_rotating,
-            mlx_lm_cache.ArraysCache: literal.hold,  # nothing in it counts
+            mlx_lm_cache.ArraysCache: states.hold,
             mlx_lm_cache.ConcatenateKVCache: literal.hold,
             mlx_lm_cache.CacheList: lists.hold,
         }

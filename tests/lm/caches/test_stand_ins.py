@@ -179,6 +179,44 @@ def test_trimming_does_not_lose_a_chunk_that_mlx_lm_has_dropped_too_early():
     assert_close(step(model, tokens[:, 26:27], caches)[:, -1], expected[:, -1], path="model")
 
 
+class Recurrent:
+    """A model that keeps in an ArraysCache what nobody else does: trees, and an attribute of its own."""
+
+    def __call__(self, tokens, cache):
+        (c,) = cache
+        total = tokens.sum(axis=1) + (0 if c[0] is None else c[0])
+        pair = [total, (total * 2, "kept")] if c[1] is None else [c[1][0] + 1, c[1][1]]
+        c[0], c[1] = total, pair
+        c.mood = "calm"
+        return total + pair[0] + pair[1][0]
+
+
+def test_an_arrays_cache_may_hold_trees_and_have_other_attributes():
+    model, mine, plain = Recurrent(), [mlx_lm.ArraysCache(2)], [mlx_lm.ArraysCache(2)]
+    generator = np.random.default_rng(8)
+    for n in (3, 1, 1, 2):
+        tokens = tokens_of(2, n, generator)
+        assert mx.array_equal(step(model, tokens, mine), model(tokens, cache=plain)).item()
+    assert mine[0].mood == plain[0].mood
+    assert mine[0][1][1][1] == "kept"
+    assert mx.array_equal(mine[0][1][1][0], plain[0][1][1][0]).item()
+
+
+def test_padding_and_lengths_of_an_arrays_cache_go_in_and_come_out():
+    model = build("mamba2")
+    mine, plain = own(model), own(model)
+    generator = np.random.default_rng(9)
+    for c in (*mine, *plain):
+        c.prepare(lengths=[5, 3])
+    tokens = tokens_of(2, 5, generator)
+    assert_close(step(model, tokens, mine), model(tokens, cache=plain), path="model")
+    assert mine[0].lengths.tolist() == plain[0].lengths.tolist() == [0, -2]
+    for c in (*mine, *plain):
+        c.finalize()
+    tokens = tokens_of(2, 1, generator)
+    assert_close(step(model, tokens, mine), model(tokens, cache=plain), path="model")
+
+
 def test_a_cache_that_was_copied_is_not_changed_by_the_original():
     model = build("qwen3")
     caches = own(model)
