@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
@@ -63,7 +64,8 @@ class Side:
 
 
 def _start_measuring() -> int:
-    """Forget the peak; the bytes in use now."""
+    """Forget the peak, and whatever is garbage; the bytes in use now."""
+    gc.collect()
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()

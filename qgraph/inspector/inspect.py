@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from qgraph._errors import QGraphError
 from qgraph.inspector.dump import render
+from qgraph.inspector.part import part_of
 from qgraph.inspector.summary import Summary, summarize
 from qgraph.inspector.why import explain
 from qgraph.ir.graph import Graph
@@ -55,16 +56,18 @@ class Inspection:
         """What the passes changed, in one screen."""
         return summarize(self.result)
 
-    def graph(self, after: str = "") -> Graph:
+    def graph(self, after: str = "", scope: str = "") -> Graph:
         """The graph after the named pass, after all by default; ``"trace"`` is the one before all.
 
-        Errors: RuleError for a pass that did not run.
+        With `scope` one module of it: its name, or a pattern as in ``layers.*.attn``.
+        Errors: RuleError for a pass that did not run, QGraphError for a module that is not there.
         """
-        return self.result.after(after) if after else self.result.graph
+        graph = self.result.after(after) if after else self.result.graph
+        return part_of(graph, scope) if scope else graph
 
-    def dump(self, format: str = "text", after: str = "") -> str:
-        """The graph as "text", "json" or "dot"."""
-        return render(self.graph(after), format)
+    def dump(self, format: str = "text", after: str = "", scope: str = "") -> str:
+        """The graph, or one module of it, as "text", "json" or "dot"."""
+        return render(self.graph(after, scope), format)
 
     def report(self) -> Report:
         """What every use of a quantized value became, or why it did not."""
