@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -59,7 +59,7 @@ def load(
             f"{clip(folder.name or folder, 60)}: no such folder",
             fix="pass the folder of a model, with config.json, model.safetensors and a tokenizer",
         )
-    config = load_config(folder)
+    config = cast("dict[str, Any]", _spelt_out(load_config(folder)))
     dense = build(config)
     weights = read_weights(folder, config, dense, progress)
     found = None if adapter is None else load_adapter(adapter)
@@ -301,6 +301,18 @@ class LanguageModel:
                 break
             logits = self._run(current[:, None], cache)
         return found
+
+
+def _spelt_out(value: object) -> object:
+    """A config with its infinities and NaNs as numbers: transformers writes ``{"__float__": "Infinity"}``."""
+    if isinstance(value, list):
+        return [_spelt_out(x) for x in cast("list[object]", value)]
+    if not isinstance(value, dict):
+        return value
+    found = cast("dict[str, object]", value)
+    if found.keys() == {"__float__"} and found["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(str(found["__float__"]))
+    return {key: _spelt_out(x) for key, x in found.items()}
 
 
 def _number(config: Mapping[str, Any], name: str) -> int | None:
