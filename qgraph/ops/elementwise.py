@@ -162,7 +162,7 @@ def _erfinv(x: Any) -> Any:
         below = _erf(middle) < x
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     inside: Any = np.where(np.abs(x) < 1, (low + high) / 2, np.copysign(np.inf, x))
-    return np.where(np.abs(x) <= 1, inside, np.nan)
+    return np.where(x == 0, x, np.where(np.abs(x) <= 1, inside, np.nan))  # bisection ends beside 0
 
 
 def _quotient(a: Any, b: Any) -> Any:
