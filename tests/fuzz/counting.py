@@ -159,6 +159,10 @@ RULES = [
         f"canonicalize {r}"
         for r in ("dequantize", "reshape", "cast", "fold", "multiply by one", "divide by one")
     ),
+    *(
+        f"raise-fast raise-{r}"
+        for r in ("dequantize", "mxfp4", "layer-norm", "rms-norm", "rope", "softmax", "attention", "causal")
+    ),
     *(f"fold-transpose sink {r}" for r in ("slice", "cast", "concatenate", "reshape")),
     *(f"{p} compose-transposes" for p in ("fold-transpose", "quantize-dot", "fuse-lora")),
     *(f"quantize-dot {r}" for r in ["both-operands", "right-operand", "left-operand"]),
@@ -177,7 +181,8 @@ RULES = [
     "legalize cuda contiguous",
 ]
 UNCHECKED = {f"{p} compose-transposes" for p in ("fold-transpose", "quantize-dot", "fuse-lora")} | {
-    "quantize-dot both-operands"
+    "quantize-dot both-operands",
+    "raise-fast raise-causal",
 }
 
 

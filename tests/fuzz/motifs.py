@@ -11,6 +11,7 @@ from qgraph.ir.dtypes import BF16, C64, F16, F32, F64, I32, U32
 from qgraph.ops.dispatch import apply
 from qgraph.ops.quantized import Contiguous
 from tests.fuzz.maker import SCHEMES, Maker
+from tests.fuzz.motifs_fast import FAST
 from tests.fuzz.motifs_lora import lora, stacked
 from tests.fuzz.views import cast as view_cast
 from tests.fuzz.views import joined, other_joined, regrouped, sliced, viewed, with_one
@@ -293,7 +294,7 @@ MOTIFS = [
     *[taken] * 3,
     *[experts] * 6,
     *[kernel_call] * 2,
-    *[unpacked] * 2,
+    *[unpacked] * 4,
     *[lora] * 8,
     stacked,
     *[casts] * 4,
@@ -302,4 +303,5 @@ MOTIFS = [
     *[reshapes] * 4,
     tied,
     doubled,
+    *FAST,
 ]
