@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import qgraph as qg
 from qgraph.cli.generate import generate
 from qgraph.lm.architecture import build
+from qgraph.quant.strict_file import clip
 from tests.lm.peer import TINY, write, write_adapter
 from tests.zoo.configs import architectures
 
@@ -177,11 +178,11 @@ def test_known_types_are_those_of_mlx_lm() -> None:
     assert not [text for text in refusals if "has no model_type" in text]
 
 
-@pytest.mark.parametrize("kind", ["cache", "..utils", "qwen3.Model", "", "base", "__init__"])
+@pytest.mark.parametrize("kind", ["cache", "..utils", "qwen3.Model", "", "base", "__init__", "a\0b"])
 def test_a_model_type_is_a_model_of_mlx_lm_and_no_other_module(
     tmp_path: Path, folder: Path, kind: str
 ) -> None:
-    assert f"no model_type '{kind}'" in failure("--model", broken(folder, tmp_path, model_type=kind))
+    assert f"no model_type '{clip(kind)}'" in failure("--model", broken(folder, tmp_path, model_type=kind))
 
 
 def test_a_missing_tokenizer_is_explained(tmp_path: Path, folder: Path) -> None:
