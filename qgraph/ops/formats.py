@@ -121,4 +121,4 @@ def _from_e4m3(codes: Any) -> Any:
     codes = codes.astype(np.int64)
     exponent, mantissa = (codes >> 3) & 15, codes & 7
     normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    return np.where(codes & 128, -1.0, 1.0) * np.where(exponent == 0, mantissa / 512, normal)
+    return _np.where(codes & 128, -1.0, 1.0) * _np.where(exponent == 0, mantissa / 512, normal)

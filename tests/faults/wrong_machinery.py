@@ -40,8 +40,8 @@ _LOWERING = [
     Fault(
         "softmax-in-bfloat16",
         "qgraph.ops.reduce",
-        '", precise=True" if widens',
-        '", precise=False" if widens',
+        '", precise=True" if self.precise',
+        '", precise=False" if self.precise',
         ("tests/ops/test_accumulation.py",),
     ),
     Fault(
