@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 
+import qgraph as qg
+from tests.zoo.build import PROMPT
 from tests.zoo.configs import ABSENT, architectures
+from tests.zoo.quantize import NO_PEER, by_layers, by_weights, weights_of
 from tests.zoo.survey import LISTED, PARTS
 
 # One or more of every kind: plain, tied, mixtures of experts, latent attention, windows, chunks, state
@@ -65,3 +69,23 @@ def test_nearly_all_of_the_zoo_runs():
     listed = {part: sum(1 for _, p in LISTED if p == part) for part in PARTS}
     assert len(HERE) - listed["dense"] >= 100
     assert len(HERE) - listed["quantized"] >= 98
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "qwen3_moe"])
+def test_experts_stay_packed(name):
+    weights = weights_of(name, by_layers(name))
+    stacks = sum(1 for weight in weights.values() if len(weight.shape) == 3)
+    ops = qg.optimize(by_weights(name, weights)).qgraph.optimized(mx.array([PROMPT])).histogram()
+    assert stacks > 0
+    assert ops["gather_qmm"] == stacks
+    assert not {"gather_mm", "dequantize"} & set(ops)
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "seed_oss"])
+def test_a_tied_head_and_its_embedding_are_one_packed_buffer(name):
+    weights = weights_of(name, None if name in NO_PEER else by_layers(name))
+    graph = qg.optimize(by_weights(name, weights)).qgraph.optimized(mx.array([PROMPT]))
+    (table,) = (v for v in graph.inputs if "embed" in v.op.label)
+    assert table.type.packing
+    readers = {node.op.name for node in graph.nodes if table in node.inputs}
+    assert readers == {"quantized_take", "quantized_matmul"}
