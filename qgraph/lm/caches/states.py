@@ -40,7 +40,7 @@ class States:
 
         def read() -> tuple[list[mx.array], Any]:
             fields = _fields(made)
-            if _is_plain(fields) and set(vars(made)) == FIELDS:
+            if _is_plain(fields) and made.__dict__.keys() == FIELDS:
                 return [x for x in fields if x is not None], tuple([x is not None for x in fields])
             after: list[mx.array] = []
             return after, {"tree": taken_apart(vars(made), after)}
@@ -63,6 +63,6 @@ def hold(cache: Any, step: Step) -> Held:
     """Hold an ArraysCache."""
     del step
     fields = _fields(cache)
-    if _is_plain(fields) and set(vars(cache)) == FIELDS:
+    if _is_plain(fields) and cache.__dict__.keys() == FIELDS:
         return States(cache, fields)
     return Literal(cache)

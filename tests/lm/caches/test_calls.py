@@ -15,7 +15,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make
 
 import qgraph as qg
 from qgraph.capture.state import Step, commit_all
-from qgraph.lm.caches import growing
+from qgraph.lm.caches import growing, rotating
 from tests.agree import assert_close
 from tests.zoo.build import build
 
@@ -242,3 +242,17 @@ def test_holding_and_storing_reads_only_what_it_must():
     for _ in range(2):  # the same again changes nothing
         commit_all(held, arrays, [(2, 1)] * len(held))
         assert {c.offset for c in caches} == {6}
+
+
+def test_numbers_that_are_equal_by_chance_are_not_one_input():
+    """Were they, the next call, where they differ, would be another program."""
+    now = Step(1)
+    assert now.number(4) is now.number(4)
+    assert now.number(4) is not now.number(4, "ring")
+    cache = RotatingKVCache(4)
+    for _ in range(9):
+        cache.update_and_fetch(mx.ones((1, 2, 1, 8)), mx.ones((1, 2, 1, 8)))
+    cache.offset = cache._idx = 1
+    numbers = rotating.Ring(cache, Step(1)).arrays[2:]
+    assert [x.item() for x in numbers] == [1, 1, 1]
+    assert len({id(x) for x in numbers}) == 3

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 import qgraph as qg
 from qgraph.capture.state import DOUBTS, NotDynamic
@@ -18,6 +18,7 @@ from qgraph.lm.caches.attention import attending
 from qgraph.lm.caches.positions import Position, Span, arange
 from tests.agree import assert_close
 from tests.lm.caches.eager import step
+from tests.zoo.build import build
 
 D, HEADS = 16, 2
 
@@ -81,6 +82,10 @@ def with_a_second_mask(q, k, v, mask, cache):
     return fast(q, k, v, mine, cache)
 
 
+def with_a_mask_of_its_own(q, k, v, mask, cache):
+    return fast(q, k, v, mx.ones((q.shape[2], int(k.shape[2])), mx.bool_), cache)
+
+
 @asked
 def by_hand(q, k, v, mask, cache):
     scores = scores_of(q, k)
@@ -121,6 +126,7 @@ CASES = {
     causal: True,
     with_one_added: True,
     with_a_second_mask: True,
+    with_a_mask_of_its_own: True,
     by_hand: True,
     by_the_length_of_the_keys: True,
     by_hand_with_no_mask: False,
@@ -198,6 +204,14 @@ def test_doubts_are_those_of_the_last_capture():
     assert list(DOUBTS) == ["the model reads the length of its cache"]
     step(Attention(with_the_mask), mx.array([[1]]), caches)
     assert list(DOUBTS) == []
+
+
+def test_mlx_lms_attention_to_a_quantized_cache_is_no_doubt():
+    model = build("qwen3")
+    caches = [QuantizedKVCache(32, 8) for _ in model.layers]
+    for n in (3, 1, 2):
+        step(model, mx.ones((1, n), mx.int32), caches)
+        assert not list(DOUBTS)
 
 
 def test_doubts_belong_to_the_thread_that_captures():

@@ -45,6 +45,7 @@ CASES = {
     "ArraysCache and KVCache": ("jamba", own, 1),
     "CacheList": ("falcon_h1", own, 1),
     "CacheList of an index": ("minimax_m3_vl", own, 1),
+    "CacheList of an index that picks keys": ("deepseek_v32", own, 2),
     "QuantizedKVCache": ("qwen3", all_of(mlx_lm.QuantizedKVCache, 32, 8), 2),
     "ConcatenateKVCache": ("qwen3", all_of(mlx_lm.ConcatenateKVCache), 1),
     "BatchKVCache": ("qwen3", all_of(mlx_lm.BatchKVCache, PADDING), 3),
