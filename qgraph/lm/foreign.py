@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from qgraph.lm.architecture import Module
+from qgraph.lm.bitnet import from_bitnet
 from qgraph.quant.strict_file import clip, json_name, read_json, refuse
 
 _MODELOPT = "hf_quant_config.json"
@@ -25,12 +27,12 @@ class Foreign:
 
     Attributes:
         method: Its name, as configs have it.
-        convert: From the names and words of that library to MLX's; lazy. What a model's `sanitize` has
-            done already is left as it is.
+        convert: From the names and words of that library to MLX's, for a model; lazy. What its `sanitize`
+            has done already is left as it is.
     """
 
     method: str
-    convert: Callable[[Arrays], Arrays] = lambda arrays: arrays
+    convert: Callable[[Arrays, Module], Arrays] = lambda arrays, model: arrays
 
 
 def foreign_of(config: Mapping[str, Any], folder: Path) -> Foreign | None:
@@ -38,32 +40,36 @@ def foreign_of(config: Mapping[str, Any], folder: Path) -> Foreign | None:
 
     Errors: CheckpointError for one that mlx-lm has no conversion for.
     """
+    if config.get("quantization") is not None:
+        return None
     block = _block(config, folder)
-    if config.get("quantization") is not None or block is None:
+    if config.get("model_type") == "bitnet":
+        block = {"quant_method": "bitnet", **(block or {})}
+    method = None if block is None else block.get("quant_method", "modelopt" if "producer" in block else None)
+    if block is None or method is None or method == "mlx":
         return None
-    method = block.get("quant_method", "modelopt" if "producer" in block else None)
-    if method is None or method == "mlx":
-        return None
-    file = folder / "config.json"
     if method in ("awq", "gptq"):
-        return Foreign(method, lambda arrays: _from_awq(arrays, block))
-    if method in ("mxfp4", "mxfp8", "fp8"):  # the sanitize of the models that have it sees to the words
-        return Foreign(method)
-    if method == "compressed-tensors":
-        if block.get("format") not in _COMPRESSED:
-            cause = f"compressed-tensors format {_shown(block.get('format'))} is not one that MLX has"
-            raise refuse(file, cause, fix=_CONVERT)
-        return Foreign(method)
+        return Foreign(method, lambda arrays, _: _from_awq(arrays, block))
+    if method == "bitnet":
+        return Foreign(method, lambda arrays, model: from_bitnet(arrays, model, block))
+    if method in ("mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt"):
+        _check_format(method, block, folder / "config.json")
+        return Foreign(method)  # the sanitize of the models that have it sees to the words
+    cause = f"quant_method {_shown(method)} is the packing of another library"
+    raise refuse(folder / "config.json", cause, fix=_CONVERT)
+
+
+def _check_format(method: str, block: Mapping[str, Any], file: Path) -> None:
+    """These two are names of many ways of packing."""
+    if method == "compressed-tensors" and block.get("format") not in _COMPRESSED:
+        cause = f"compressed-tensors format {_shown(block.get('format'))} is not one that MLX has"
+        raise refuse(file, cause, fix=_CONVERT)
     if method == "modelopt":
         settings = block.get("quantization", block)
         inner = cast("dict[str, object]", settings) if isinstance(settings, dict) else {}
-        algorithm = inner.get("quant_algo")
-        if algorithm != "NVFP4":
-            cause = f"modelopt quant_algo {_shown(algorithm)} is not one that MLX has"
+        if inner.get("quant_algo") != "NVFP4":
+            cause = f"modelopt quant_algo {_shown(inner.get('quant_algo'))} is not one that MLX has"
             raise refuse(file, cause, fix=_CONVERT)
-        return Foreign(method)
-    cause = f"quant_method {_shown(method)} is the packing of another library"
-    raise refuse(file, cause, fix=_CONVERT)
 
 
 def _block(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any] | None:

@@ -17,6 +17,7 @@ from qgraph._optimize import optimize
 from qgraph.ir import Graph
 from qgraph.lm.adapting import adapt, fill
 from qgraph.lm.architecture import build, copy_of, slots
+from qgraph.lm.bitnet import with_dense_layers
 from qgraph.lm.sampling import Piece, Sampler, Stats, checked, refuse_no_token
 from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.lm.weights import Weights, read_weights
@@ -60,7 +61,7 @@ def load(
             fix="pass the folder of a model, with config.json, model.safetensors and a tokenizer",
         )
     config = cast("dict[str, Any]", _spelt_out(load_config(folder)))
-    dense = build(config)
+    dense = with_dense_layers(build(config))
     weights = read_weights(folder, config, dense, progress)
     found = None if adapter is None else load_adapter(adapter)
     name = clip(folder.name, 60)

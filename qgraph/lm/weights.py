@@ -75,7 +75,7 @@ def _sanitized(folder: Path, layout: Layout, model: Module, foreign: Foreign | N
         if hasattr(model, "sanitize"):
             found = model.sanitize(found)
         if foreign is not None:
-            found = foreign.convert(found)
+            found = foreign.convert(found, model)
     except QGraphError:
         raise
     except Exception as error:  # any code of mlx-lm's, on tensors of any name and shape

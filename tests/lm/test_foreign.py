@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph.lm.architecture import slots
+from qgraph.lm.architecture import build, slots
+from qgraph.lm.bitnet import with_dense_layers
 from tests.agree import assert_close
 from tests.lm.peer import greedy, write
 from tests.lm.test_architectures import MXFP4, PROMPT
@@ -157,6 +158,31 @@ def test_compressed_tensors_of_4_bits(tmp_path: Path) -> None:
     block = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     model = assert_as_mlx_lm(deepseek(tmp_path / "model", replace, block, fp8=False))
     assert model.report().counts()["quantized_matmul"] > 3
+
+
+@pytest.mark.parametrize("name", ["bitnet", "llama"])
+def test_bitnet_runs_without_its_kernels(name: str, tmp_path: Path) -> None:
+    """Its own model, and any other: there the scales divide. mlx-lm runs neither on a CPU."""
+    model, weights = with_dense_layers(build(config(name))), dict[str, mx.array]()
+    divide = name == "llama"
+    block = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
+    for i, (path, place) in enumerate(slots(model).items()):
+        key = mx.random.key(i)
+        if "_proj.weight" not in path:
+            noise = mx.random.normal(place.value.shape, key=key) * place.value.shape[-1] ** -0.5
+            weights[path] = noise + (place.value.ndim == 1)
+            place.fill(weights[path])
+            continue
+        rows, columns = place.value.shape
+        values = mx.random.randint(0, 3, (rows, columns), key=key)
+        scale = mx.array([1.5 * columns**-0.5])
+        parts = mx.split(values.astype(mx.uint8), 4)
+        weights[path] = parts[0] | (parts[1] << 2) | (parts[2] << 4) | (parts[3] << 6)
+        weights[f"{path}_scale"] = 1 / scale if divide else scale
+        place.fill((values - 1) * scale)
+    loaded = qg.lm.load(store(tmp_path / "model", name, block, weights, {}))
+    assert_close(greedy(loaded.model, PROMPT, 3)[1], greedy(model, PROMPT, 3)[1], path="model")
+    assert loaded.report().counts()["quantized_matmul"] == 7 * config(name)["num_hidden_layers"]
 
 
 @pytest.mark.parametrize(
