@@ -188,7 +188,7 @@ class JitFunction:
         """Warn of a recompile storm, at the user's line."""
         if not self.warns:
             return
-        features = features_of(_named(self.function, call.args, call.kwargs))
+        features = features_of(named_arguments(self.function, call.args, call.kwargs))
         features["the default device", "value"] = str(mx.default_device())
         with LOCK:
             constants = not all(type(c) is int for c in entry.captures)
@@ -257,7 +257,9 @@ def without_collector(body: Callable[[], R]) -> R:
             gc.enable()
 
 
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """The arguments by the names of the parameters."""
     try:
         return dict(inspect.signature(function).bind(*args, **kwargs).arguments)

@@ -18,7 +18,7 @@ import mlx.core as mx
 from qgraph._cache import LOCK, Cache, CacheInfo, Entry
 from qgraph._errors import RecompileWarning, TraceError
 from qgraph._fork import PROCESS, refuse_after_fork
-from qgraph._jit import labels_of, without_collector
+from qgraph._jit import labels_of, named_arguments, without_collector
 from qgraph.capture.arguments import put_back, set_aside
 from qgraph.capture.capture import capture
 from qgraph.capture.state import DOUBTS, HOLDS, Held, NotDynamic, Step, commit_all
@@ -33,6 +33,7 @@ from qgraph.numeric import tolerance
 from qgraph.ops.dispatch import type_of
 from qgraph.quant import QuantizedTensor
 from qgraph.rewrite import Pipeline, Report, Result
+from qgraph.trace.storms import Storms, features_of
 from qgraph.trace.tracer import signature, unused
 from qgraph.trace.tree import Tokens, flatten, unflatten
 
@@ -77,6 +78,7 @@ class ModuleProgram:
         self._literal: set[Any] = set()  # regimes of models that read a cache's counters as numbers
         self._checked: set[Any] = set()  # the keys of programs that were compared
         self._gave_up = False
+        self._storms = Storms()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run; unevaluated MLX arrays come back, and the caches among the arguments are updated."""
@@ -186,7 +188,18 @@ class ModuleProgram:
                 except NotDynamic as error:
                     self._give_up(call, str(error))
                     return self._entry(args, kwargs, dynamic=False)
+                self._warn(call)
         return call, entry
+
+    def _warn(self, call: Prepared) -> None:
+        """Warn of arguments that make every call another program; lengths are the user's to choose."""
+        args, kwargs = unflatten(call.spec, call.leaves)
+        features = features_of(named_arguments(self._module.__call__, args, kwargs))
+        message = self._storms.add(
+            {(of, what): x for (of, what), x in features.items() if not what.startswith("axis")}, self._name
+        )
+        if message:
+            warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
 
     def _find(self, call: Prepared) -> ModuleEntry | None:
         with LOCK:

@@ -283,3 +283,23 @@ def test_strict_refuses_to_unpack_and_names_the_module():
     with pytest.raises(qg.StrictError, match="exp"):
         qg.optimize(model, strict=True)(X)
     assert qg.optimize(model)(X).shape == X.shape
+
+
+class Scaled(nn.Module):
+    def __call__(self, x, scale=1.0):
+        return x * scale
+
+
+def test_numbers_that_make_every_call_another_program_are_warned_of():
+    fast = qg.optimize(Scaled())
+    with pytest.warns(qg.RecompileWarning, match="argument 'scale': 0.0, 1.0") as caught:
+        for n in range(12):
+            fast(X, scale=float(n))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_lengths_are_not_warned_of():
+    fast = qg.optimize(Scaled())
+    for n in range(1, 14):
+        assert fast(normal(2, n, 4)).shape == (2, n, 4)
