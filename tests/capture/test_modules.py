@@ -293,8 +293,7 @@ class Scaled(nn.Module):
 def test_numbers_that_make_every_call_another_program_are_warned_of():
     fast = qg.optimize(Scaled())
     with pytest.warns(qg.RecompileWarning, match="argument 'scale': 0.0, 1.0") as caught:
-        for n in range(12):
-            fast(X, scale=float(n))
+        [fast(X, scale=float(n)) for n in range(12)]
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
