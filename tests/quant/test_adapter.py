@@ -154,3 +154,21 @@ def test_an_adapter_of_mlx_lm_computes_the_same(written: Model, folder: Path) ->
         (abs(x) @ abs(layer["lora_a"])) @ abs(layer["lora_b"])
     )
     assert_close(ours, theirs, k=64, path="P2", magnitude=np.array(size))
+
+
+def test_what_plain_code_cannot_compute_is_not_merged() -> None:
+    params = {"up": {"weight": mx.zeros((128, 64))}}
+    parts = {"up.lora_a.0": mx.zeros((64, 4)), "up.lora_b.0": mx.zeros((4, 128))}
+    assert "adapts a part of a layer" in refusal(lambda: merge_adapter(params, adapter_of(parts)))
+    dora = Adapter(CONFIG | {"fine_tune_type": "dora"}, {"up.m": mx.zeros(128)})
+    assert "is dora, not lora" in refusal(lambda: merge_adapter(params, dora))
+    full = Adapter({"fine_tune_type": "full"}, {"up.weight": mx.zeros((128, 64))})
+    assert "is full, not lora" in refusal(lambda: merge_adapter(params, full))
+
+
+def test_every_module_may_have_a_scale_of_its_own() -> None:
+    a, b = mx.zeros((64, 4)), mx.zeros((4, 128))
+    tensors = {f"{n}.lora_{x}": t for n in ("up", "down") for x, t in (("a", a), ("b", b))}
+    params = {n: {"weight": mx.zeros((128, 64))} for n in ("up", "down")}
+    merged = merge_adapter(params, Adapter(CONFIG, tensors, scales={"up": 3.0}))
+    assert (merged["up"]["lora_scale"].item(), merged["down"]["lora_scale"].item()) == (3.0, 20.0)
