@@ -9,6 +9,7 @@ from qgraph_passes.quantize_dot import QuantizeDot as QuantizeDot
 from qgraph_passes.quantize_take import QuantizeTake as QuantizeTake
 from qgraph_passes.raise_fast import RaiseFast as RaiseFast
 from qgraph_passes.share_rope import ShareRope as ShareRope
+from qgraph_passes.turn_dot import TurnDot as TurnDot
 
 ALL = (
     Canonicalize,
@@ -18,6 +19,7 @@ ALL = (
     QuantizeTake,
     FuseLora,
     ShareRope,
+    TurnDot,
     GuardIndices,
     Legalize,
 )

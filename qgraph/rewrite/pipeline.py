@@ -19,8 +19,8 @@ from qgraph.rewrite.registry import pass_named
 from qgraph.rewrite.report import Report, make_report
 
 DEFAULT = (
-    "canonicalize,raise-fast,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,guard-indices,"
-    "legalize"
+    "canonicalize,raise-fast,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,turn-dot,"
+    "guard-indices,legalize"
 )
 
 NumericCheck = Callable[[Graph, Graph, str, bool], None]
