@@ -1,5 +1,6 @@
 """The functions of arrays: the `qg` namespace, by family. Each stands beside the op that it makes."""
 
+from qgraph.ops import fft as fft
 from qgraph.ops import linalg as linalg
 from qgraph.ops import random as random
 from qgraph.ops import random_bits as random_bits
@@ -276,6 +277,7 @@ __all__ = [
     "expand_dims",
     "expm1",
     "eye",
+    "fft",
     "flatten",
     "flip",
     "floor",
@@ -302,6 +304,7 @@ __all__ = [
     "left_shift",
     "less",
     "less_equal",
+    "linalg",
     "linspace",
     "log",
     "log1p",

@@ -15,6 +15,9 @@ from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import C64, F32, F64
 from qgraph.ir.op import Op, Operand, Types
 from qgraph.ir.types import Shape, TensorType
+from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, frontend_of, operand
+
+__all__ = ["cholesky", "eig", "eigh", "eigvals", "eigvalsh", "inv", "qr", "svd", "tri_inv"]
 
 _np: Any = np  # for expressions of Any, whose types NumPy's stubs do not know
 
@@ -179,3 +182,68 @@ class Eig(Decomposition):
         if not self.vectors:
             return _np.linalg.eigvals(a).astype(np.complex128)
         return tuple(np.asarray(x, np.complex128) for x in _np.linalg.eig(a))
+
+
+@frontend_of("inverse")
+def inv(a: ArrayLike) -> Array:
+    """The inverses of square matrices.  Source: mlx.core.linalg.inv."""
+    return apply(Inverse(), operand(a))
+
+
+@frontend_of("inverse")
+def tri_inv(a: ArrayLike, upper: bool = False) -> Array:
+    """The inverses of triangular matrices.  Source: mlx.core.linalg.tri_inv."""
+    return apply(Inverse(True, upper), operand(a))
+
+
+@frontend
+def cholesky(a: ArrayLike, upper: bool = False) -> Array:
+    """The lower (or `upper`) triangle whose square `a` is.  Source: mlx.core.linalg.cholesky.
+
+    >>> import mlx.core as mx, qgraph as qg
+    >>> qg.linalg.cholesky(mx.array([[4.0]])).tolist()
+    [[2.0]]
+    """
+    return apply(Cholesky(upper), operand(a))
+
+
+@frontend
+def qr(a: ArrayLike) -> tuple[Array, Array]:
+    """Orthonormal columns and an upper triangle.  Source: mlx.core.linalg.qr."""
+    return apply(Qr(), operand(a))
+
+
+@frontend
+def svd(a: ArrayLike, compute_uv: bool = True) -> Any:
+    """Left vectors, singular values and right vectors; or the values alone.  Source: mlx.core.linalg.svd."""
+    return apply(Svd(compute_uv), operand(a))
+
+
+@frontend
+def eigh(a: ArrayLike, UPLO: str = "L") -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of symmetric matrices.  Source: mlx.core.linalg.eigh."""
+    return apply(Eigh(_triangle(UPLO)), operand(a))
+
+
+@frontend_of("eigh")
+def eigvalsh(a: ArrayLike, UPLO: str = "L") -> Array:
+    """The eigenvalues of symmetric matrices.  Source: mlx.core.linalg.eigvalsh."""
+    return apply(Eigh(_triangle(UPLO), vectors=False), operand(a))
+
+
+@frontend
+def eig(a: ArrayLike) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of square matrices, complex.  Source: mlx.core.linalg.eig."""
+    return apply(Eig(), operand(a))
+
+
+@frontend_of("eig")
+def eigvals(a: ArrayLike) -> Array:
+    """The eigenvalues of square matrices, complex.  Source: mlx.core.linalg.eigvals."""
+    return apply(Eig(vectors=False), operand(a))
+
+
+def _triangle(uplo: str) -> str:
+    if uplo not in ("L", "U"):
+        raise ShapeError(f"eigh: UPLO={uplo!r}", fix='use "L" or "U"')
+    return uplo

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from tests.faults.wrong_machinery import WRONG_MACHINERY
 from tests.faults.wrong_passes import WRONG_PASSES
+from tests.faults.wrong_primitives import WRONG_PRIMITIVES
 
-FAULTS = {fault.name: fault for fault in (*WRONG_PASSES, *WRONG_MACHINERY)}
+FAULTS = {fault.name: fault for fault in (*WRONG_PASSES, *WRONG_MACHINERY, *WRONG_PRIMITIVES)}

@@ -87,6 +87,44 @@ def test_cholesky_and_inverse(shape, upper, which):
     near(half @ made(Inverse(True, upper), a, which)[0], one, shape[-1])
 
 
+def test_the_public_functions_are_mlxs():
+    a = normal(2, 3, 3) + 3 * mx.eye(3)
+    square = a @ mx.swapaxes(a, -1, -2)
+    calls = [
+        *[("inv", a, {}), ("tri_inv", a, {}), ("tri_inv", a, {"upper": True}), ("qr", a, {}), ("svd", a, {})],
+        *[("svd", a, {"compute_uv": False}), ("cholesky", square, {}), ("cholesky", square, {"upper": True})],
+        *[("eigh", a, {"UPLO": "U"}), ("eigvalsh", a, {}), ("eig", a, {}), ("eigvals", a, {})],
+    ]
+    assert {name for name, *_ in calls} == set(qg.linalg.__all__)
+    for name, x, options in calls:
+        expected = getattr(mx.linalg, name)(x, **options, stream=mx.cpu)
+        for f in (getattr(qg.linalg, name), qg.jit(getattr(qg.linalg, name))):
+            found = f(x, **options)
+            pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+            assert all((p == q).all() for p, q in pairs), name
+    with pytest.raises(qg.ShapeError, match="UPLO"):
+        qg.linalg.eigh(a, "X")
+
+
+@pytest.mark.parametrize("name", qg.fft.__all__)
+@pytest.mark.parametrize("sizes", [None, 3, 6])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_fourier_transforms_are_mlxs(name, sizes, axis):
+    x = normal(4, 5) if name.startswith("r") else normal(4, 5) + 1j * normal(4, 5, seed=1)
+    if name.endswith("n"):
+        arguments = {"s": sizes and [sizes, sizes + 1], "axes": [0, 1] if axis else [1, 0]}
+    else:
+        arguments = {"n": sizes, "axis": axis}
+    expected = getattr(mx.fft, name)(x, **arguments)
+    assert (getattr(qg.fft, name)(x, **arguments) == expected).all()
+    assert (qg.jit(lambda x: getattr(qg.fft, name)(x, **arguments))(x) == expected).all()
+
+
+def test_sizes_that_do_not_fit_the_axes_are_refused():
+    with pytest.raises(qg.ShapeError, match="one size for each axis"):
+        qg.fft.fftn(mx.ones((2, 2)), [2, 2], [0])
+
+
 @pytest.mark.parametrize("op", [Inverse(), Cholesky(), Qr(), Svd(), Eigh(), Eig()])
 def test_what_mlx_has_no_decomposition_of_is_refused(op):
     with pytest.raises(qg.DTypeError, match="cast"):
