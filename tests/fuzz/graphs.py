@@ -30,6 +30,7 @@ LIMITED: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("power", "left_shift"), (0, 1)),
     **dict.fromkeys(("divide", "floor_divide", "remainder", "right_shift"), (1,)),
     "pack": (1,),
+    "rope_angles": (0, 1),
     "erfinv": (0,),
     **dict.fromkeys(("take", "quantized_take", "take_along_axis", "rope"), (1, 2)),
     **dict.fromkeys(("random_randint", "random_bernoulli", "random_uniform"), (1, 2)),
