@@ -4,12 +4,13 @@ op(w) with w packed           → op(dequantize(w))                unless op rea
 quantized_matmul on a CPU     → cast(quantized_matmul(cast(x)))  in 16 bit MLX accumulates in 16 bit there
 kernels that the GPU lacks    → dot(x, dequantize(w))            with a reason
 sliced or permuted storage    → contiguous(w)                    before a kernel of a GPU
+softmax{precise=False}        → softmax{precise=True}            in 16 bit, which captured code may ask for
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import qgraph as qg
@@ -22,6 +23,7 @@ from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.packed import storage_permutation
 from qgraph.ops.quantized import PRODUCTS, Contiguous, Dequantize, QuantizedMatmul, reads_storage
+from qgraph.ops.reduce import Softmax, widens
 from qgraph.ops.shape import Transpose
 from qgraph.rewrite import Context
 from qgraph.rewrite.report import make_report
@@ -78,6 +80,8 @@ class _Legal:
             return (self.product((self.unpack(x), w, *map(self.unpack, others))),)
         if any(v.type.packing for v in inputs) and not reads_storage(node):
             inputs = tuple(self.unpack(v) for v in inputs)
+        if isinstance(node.op, Softmax) and not node.op.precise and widens(node.types[0].dtype):
+            return (self.add(replace(node.op, precise=True), *inputs),)
         if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
             return node.outputs
         return self.builder.add(node.op, inputs, node.origin).outputs

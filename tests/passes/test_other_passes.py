@@ -144,6 +144,16 @@ def test_on_a_cpu_sixteen_bit_products_run_in_float32_and_round_once():
     )
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_a_softmax_of_16_bit_is_precise_whatever_captured_code_says(dtype):
+    x = normal(3, 4096, dtype=dtype)
+    fast = qg.optimize(lambda x: mx.softmax(x, axis=-1, precise=False))
+    half = dtype != mx.float32
+    assert f"precise={half}" in str(fast.optimized(x))
+    assert "precise=False" in str(fast.graph(x))
+    assert (fast(x) == mx.softmax(x, axis=-1, precise=half)).all()
+
+
 def test_on_metal_the_same_product_stays_as_it_is():
     same(after("legalize", DOT, "metal").graph, DOT)
 
