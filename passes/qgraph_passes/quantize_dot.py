@@ -78,7 +78,14 @@ class BothOperands(qg.Rule):
         return qg.dot(qg.dequantize(a), b) if smaller == "left" else qg.dot(a, qg.dequantize(b))
 
 
-class SplitAddMm(qg.Rule):
+class Split(qg.Rule):
+    """What both rules for addmm require."""
+
+    def check(self, m: qg.Match, c: Any, **_: Any) -> None:
+        m.require(m.type.dtype.name in KERNEL_DTYPES, f"there is no kernel for {m.type.dtype}", c)
+
+
+class SplitAddMm(Split):
     """addmm(c, x, w) → add(alpha * dot(x, w), beta * c): no quantized kernel adds."""
 
     def pattern(self, c: qg.Array, x: qg.Array, w: qg.Quantized) -> Any:
@@ -88,7 +95,7 @@ class SplitAddMm(qg.Rule):
         return _split(m, c, x, w)
 
 
-class SplitAddMmLeft(qg.Rule):
+class SplitAddMmLeft(Split):
     """The same with a packed left operand."""
 
     def pattern(self, c: qg.Array, w: qg.Quantized, x: qg.Array) -> Any:
