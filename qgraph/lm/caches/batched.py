@@ -53,6 +53,7 @@ class Keys:
     """A BatchKVCache that is not empty."""
 
     __slots__ = ("arrays", "at", "cache", "key", "length", "slack", "window")
+    names = ("keys", "values", "offset", "left_padding", "at")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values = cache._idx, cache.keys, cache.values
@@ -108,6 +109,7 @@ class Growing:
     """A batched rotating cache with room for one more token."""
 
     __slots__ = ("arrays", "at", "cache", "key", "slack", "total", "window")
+    names = ("keys", "values", "offset", "left_padding", "at")
 
     def __init__(self, cache: Any, step: Step) -> None:
         at, keys, values, most = cache._idx, cache.keys, cache.values, cache.max_size
@@ -195,6 +197,7 @@ class Ring:
     """A full batched rotating cache, for one token."""
 
     __slots__ = ("arrays", "at", "cache", "key", "total")
+    names = ("keys", "values", "offset", "left_padding", "at")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, padding, most = cache.keys, cache.values, cache.left_padding, cache.max_size

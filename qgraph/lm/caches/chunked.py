@@ -34,6 +34,7 @@ class Chunk:
     """
 
     __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "start", "window")
+    names = ("keys", "values", "offset", "start", "filled")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, start = cache.keys, cache.values, cache.start_position

@@ -23,6 +23,14 @@ class Several:
         self.arrays = [x for p in parts for x in p.arrays]
         self.key = (type(cache), *(p.key for p in parts))
 
+    @property
+    def names(self) -> list[str]:
+        return [
+            f"{n}.{dict(enumerate(getattr(part, 'names', ()))).get(i, i)}"
+            for n, part in enumerate(self.parts)
+            for i in range(len(part.arrays))
+        ]
+
     def stand_in(self, arrays: list[mx.array]) -> tuple[Any, Reader]:
         made: list[Any] = []
         readers: list[Reader] = []

@@ -36,6 +36,7 @@ class Growing:
     """A rotating cache with room for the tokens of this call: the program of a KVCache."""
 
     __slots__ = ("arrays", "cache", "key", "length", "offset", "slack", "window")
+    names = ("keys", "values", "offset")
 
     def __init__(self, cache: Any, step: Step) -> None:
         offset, keys, values = cache.offset, cache.keys, cache.values
@@ -119,6 +120,7 @@ class Ring:
     """A full rotating cache, for one token."""
 
     __slots__ = ("arrays", "at", "cache", "key", "offset")
+    names = ("keys", "values", "offset", "at", "newest")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values, most, keep, at = cache.keys, cache.values, cache.max_size, cache.keep, cache._idx
@@ -182,6 +184,7 @@ class Appended:
     """A rotating cache that a chunk is appended to, and which then drops what is out of the window."""
 
     __slots__ = ("arrays", "before", "cache", "key", "offset")
+    names = ("keys", "values", "offset")
 
     def __init__(self, cache: Any, step: Step) -> None:
         keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)

@@ -256,3 +256,16 @@ def test_numbers_that_are_equal_by_chance_are_not_one_input():
     numbers = rotating.Ring(cache, Step(1)).arrays[2:]
     assert [x.item() for x in numbers] == [1, 1, 1]
     assert len({id(x) for x in numbers}) == 3
+
+
+def test_the_arrays_of_caches_have_names_in_the_graph():
+    for name, expected in {
+        "gemma3_text": {"cache.0.keys", "cache.0.offset"},
+        "falcon_h1": {"cache.0.1.values"},
+        "llama4": {"cache.0.start", "cache.0.filled"},
+    }.items():
+        fast = qg.optimize(build(name))
+        caches = make_prompt_cache(fast)
+        fast(PROMPT[None, :4], cache=caches)
+        labels = {v.op.label for v in fast.qgraph.graph(mx.array([[1]]), cache=caches).inputs}
+        assert expected <= labels, name
