@@ -300,7 +300,7 @@ MOTIFS = [
     *[casts] * 4,
     *[ones] * 4,
     *[constants] * 3,
-    *[reshapes] * 4,
+    *[reshapes] * 8,
     tied,
     doubled,
     *FAST,

@@ -20,8 +20,8 @@ TRIES = 600
 
 
 def size(graph: Graph) -> int:
-    """The nodes that are not inputs."""
-    return sum(not isinstance(n.op, Input) for n in graph.nodes)
+    """The nodes that compute something: neither inputs nor constants."""
+    return sum(not isinstance(n.op, (Input, Constant)) for n in graph.nodes)
 
 
 def shrunk(graph: Graph, fails: Fails, tries: int = TRIES) -> Graph:

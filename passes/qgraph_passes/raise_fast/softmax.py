@@ -28,7 +28,7 @@ class RaiseSoftmax(Form):
     def _quotient(self, s: Search, e: Value, x: Value) -> Raised | None:
         users = s.walk.users(e)
         totals = [n for n in users if n.op.name == "sum"]
-        if len(totals) != 1 or len(users) != 2:
+        if len(totals) != 1:
             return None
         total = totals[0]
         assert isinstance(total.op, Reduction)
