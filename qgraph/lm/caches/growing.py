@@ -81,7 +81,8 @@ class Window:
         return mx.arange(self._window) < self._begin + self._length
 
     def causal(self, length: int, window_size: int | None = None) -> mx.array | None:
-        rows = (self._begin + (self._length - length) + mx.arange(length))[:, None]
+        begin = self._begin if length == self._length else self._begin + (self._length - length)
+        rows = (begin + mx.arange(length))[:, None]
         columns = mx.arange(self._window)[None]
         mask = columns <= rows
         if window_size is not None:
