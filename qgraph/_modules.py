@@ -86,14 +86,14 @@ class ModuleProgram:
             return self._original(args, kwargs)
         try:
             call, entry = self._entry(args, kwargs)
+            if entry.doubts and not self._confirmed(call, entry, args, kwargs):
+                return self(*args, **kwargs)
         except TraceError as error:
             if not self.fallback or self._packed():
                 raise
             self._gave_up = True
             warnings.warn(f"{self._name} runs without qgraph: {error}", stacklevel=depth_of_user())
             return self._original(args, kwargs)
-        if entry.doubts and not self._confirmed(call, entry, args, kwargs):
-            return self(*args, **kwargs)
         found = self._run(call, entry)
         call.arrays.clear()  # a buffer that nothing references is updated in place
         n = len(entry.types)
@@ -127,7 +127,12 @@ class ModuleProgram:
         return False
 
     def _give_up(self, call: Prepared, why: str) -> None:
-        """Capture calls like this one anew for every state of their caches."""
+        """Capture calls like this one anew for every state of their caches.
+
+        Errors: TraceError where the original may run instead, which is faster than a capture.
+        """
+        if self.fallback and not self._packed():
+            raise TraceError(f"every call would be captured again: {why}")
         self._literal.add(call.regime)
         message = f"{self._name} is captured again at every call: {why}"
         warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())

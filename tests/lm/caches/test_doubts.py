@@ -272,6 +272,21 @@ def test_the_length_of_a_window_less_the_new_tokens_is_where_they_begin():
     assert (n // 2, n - 0.5, n + 1) == (32, 63.5, 65)
 
 
+@pytest.mark.parametrize("attend", [by_hand_with_no_mask, by_hand_and_never_asking], ids=lambda f: f.__name__)
+def test_with_fallback_such_a_model_runs_as_it_is(attend):
+    model = Attention(attend)
+    mx.eval(model.parameters())
+    optimized = qg.optimize(model, fallback=True)
+    expected, found = [KVCache()], [KVCache()]
+    tokens = [mx.ones((1, n), mx.int32) for n in (3, 1, 1, 1)]
+    with pytest.warns(UserWarning, match="runs without qgraph: every call would be captured again") as said:
+        results = [optimized(x, cache=found) for x in tokens]
+    for x, result in zip(tokens, results, strict=True):
+        assert_close(result, model(x, cache=expected), path="model")
+    assert len(said) == 1
+    assert found[0].offset == 6
+
+
 class Counting(KVCache):
     """A cache of the user's own."""
 
