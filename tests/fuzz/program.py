@@ -50,7 +50,9 @@ def against_mlx(drawn: Graph, final: Graph, counts: Counter[str]) -> str:
     large = _depending(drawn, lambda n: any(_is_large(v, exact.values[v]) for v in n.outputs))
     packing = ("quantize", "quantize_parts")
     grids = _depending(drawn, lambda n: n.op.name in packing and _is_coarse(n, exact.values))
+    bits = _depending(drawn, lambda n: n.op.name == "view" and _has_free_bits(n, exact.values))
     left_out = {
+        "the bits of a zero or of what is no number": bits,
         "order is free": unordered,
         "near the end of the range": large,
         "quantized from 16 bit or from what is no number": grids,
@@ -98,6 +100,12 @@ def _why_not(graph: Graph) -> str:
 def _is_large(v: Value, x: Any) -> bool:
     limit = LARGE_F16 if v.type.dtype is F16 else LARGE
     return x.dtype.kind == "f" and bool(np.any(np.abs(x[np.isfinite(x)]) > limit))
+
+
+def _has_free_bits(node: Node, values: dict[Value, Any]) -> bool:
+    """Whether equal numbers may have other bits: the sign of a zero or of NaN."""
+    x = values[node.inputs[0]]
+    return x.dtype.kind == "f" and bool(np.any(~np.isfinite(x) | (x == 0)))
 
 
 def _is_coarse(node: Node, values: dict[Value, Any]) -> bool:
