@@ -3,6 +3,7 @@
 quantized_matmul(x, w) + s * dot(dot(x, a), b)             in any order, with casts (mlx-lm casts the
                                                            branch to x's dtype before it adds)
 quantized_matmul(x, w) + dot(dot(x, a), b)                 a scale of 1
+quantized_matmul(x, w) + c + s * dot(dot(x, a), b)         c the bias of the base: it is added last
 with reassociate=true also, since these round elsewhere:
 quantized_matmul(x, w) + dot(dot(x, s * a), b)
 dot(x, w + s * dot(a, b))                                  the merged form: never built
@@ -47,6 +48,26 @@ class LoraBranchUnscaled(Lora):
 
     def pattern(self, x: qg.Array, w: qg.Quantized, a: qg.Array, b: qg.Array) -> Any:
         return _base(x, w) + qg.dot(qg.dot(x, a), b)
+
+
+class LoraBranchBiased(Lora):
+    """quantized_matmul(x, w) + c + s * dot(dot(x, a), b)."""
+
+    def pattern(
+        self, x: qg.Array, w: qg.Quantized, c: qg.Array, a: qg.Array, b: qg.Array, s: qg.Scalar
+    ) -> Any:
+        return _base(x, w) + c + s * qg.dot(qg.dot(x, a), b)
+
+    def check(self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, **other: Any) -> None:
+        super().check(m, x, w, a, b)
+        c = other["c"]
+        m.require(c.ndim == 1, f"what is added to the base has {c.ndim} axes, a bias has one", c)
+        m.require(c.shape[0] in (1, b.shape[1]), f"what is added to the base widens it to {c.shape[0]}", c)
+
+    def rewrite(
+        self, m: qg.Match, x: Any, w: Any, a: Any, b: Any, s: Any = 1.0, *, c: Any = None
+    ) -> qg.Array:
+        return _fused(m, x, w, a, b, s) + qg.astype(c, m.type.dtype.mlx)
 
 
 class LoraScaleInA(Lora):
@@ -99,4 +120,4 @@ class FuseLora(qg.Pass):
     def active_rules(self) -> tuple[Rule, ...]:
         """The exact spellings; with `reassociate` those that round elsewhere too."""
         extra = (LoraScaleInA(), LoraMergedWeight()) if self.reassociate else ()
-        return (LoraBranch(), *extra, LoraBranchUnscaled(), ComposeTransposes())
+        return (LoraBranch(), LoraBranchBiased(), *extra, LoraBranchUnscaled(), ComposeTransposes())

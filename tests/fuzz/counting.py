@@ -169,8 +169,8 @@ RULES = [
     *(f"quantize-dot {r}" for r in ["gather-both", "gather-one", "gather-none"]),
     "quantize-take take-rows",
     *(
-        f"fuse-lora {r}"
-        for r in ["lora-branch", "lora-branch-unscaled", "lora-scale-in-a", "lora-merged-weight"]
+        f"fuse-lora lora-{r}"
+        for r in ("branch", "branch-biased", "branch-unscaled", "scale-in-a", "merged-weight")
     ),
     "guard-indices read",
     "guard-indices write",

@@ -82,6 +82,8 @@ def _layer(m: Maker, x: Any, n: int) -> list[Any]:
         branch = scale * branch if m.n(0, 1) else branch * scale
     branch = _cast(m, branch)
     base = _cast(m, base)
+    if m.n(0, 4) < 3:  # the base's bias; now and then something else
+        base = base + _cast(m, m.traced(m.dense((n,) if not m.chance(12) else (1, n))))
     out = base + branch if m.n(0, 1) else branch + base
     kept = m.n(0, 9)  # V4: others read what is inside
     foreign = [base] if kept == 9 else [low] if kept == 8 else [qg.exp(base * 0.1)] if kept == 7 else []

@@ -115,6 +115,15 @@ def test_a_tied_embedding_can_be_adapted(kind: str, folder: Path, tmp_path: Path
     assert_same(qg.lm.load(folder, adapter).model, peer, Peer(folder).model)
 
 
+def test_layers_with_a_bias_are_one_op_with_it_added(tmp_path: Path) -> None:
+    folder = write_zoo(tmp_path / "model", "qwen2")
+    adapter = write_adapter(tmp_path / "adapter", folder, layers=2)
+    model = qg.lm.load(folder, adapter)
+    assert any(name.endswith("q_proj.linear.bias") for name in (v.op.label for v in model.graph().inputs))
+    assert_same(model.model, Peer(folder, adapter).model, Peer(folder).model)
+    assert model.report().counts()["quantized_lora_matmul"] == 2 * 7
+
+
 def test_experts_can_be_adapted(tmp_path: Path) -> None:
     folder = write_zoo(tmp_path / "model", "mixtral")
     adapter = write_adapter(tmp_path / "adapter", folder, layers=1)

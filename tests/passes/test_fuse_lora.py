@@ -85,6 +85,33 @@ def test_v4_a_foreign_user_inside_is_named_with_its_line():
     assert any("foreign user: multiply (test_fuse_lora.py:" in m.reason for m in misses)
 
 
+BIASED = {
+    "bias of the base": lambda x, w, a, b, s, c: x @ w.T + c + s * ((x @ a) @ b),
+    "bias first": lambda x, w, a, b, s, c: c + x @ w.T + s * ((x @ a) @ b),
+    "branch first": lambda x, w, a, b, s, c: (s * ((x @ a) @ b)).astype(x.dtype) + (x @ w.T + c),
+    "addmm": lambda x, w, a, b, s, c: qg.addmm(c, x, w.T) + s * ((x @ a) @ b),
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("name", BIASED)
+def test_a_bias_of_the_base_is_added_to_the_fused_op(name, dtype):
+    graph = agree(qg.jit(BIASED[name]), *arguments(dtype=dtype), normal(N, dtype=dtype))
+    counts = ops(graph)
+    assert (counts["quantized_lora_matmul"], counts["add"]) == (1, 1)
+    assert not set(counts) & {"dot", "quantized_matmul", "dequantize"}
+
+
+def test_what_is_no_bias_is_not_moved():
+    def f(x, w, a, b, s, c):
+        return x @ w.T + c + s * ((x @ a) @ b)
+
+    jitted = qg.jit(f)
+    assert "quantized_lora_matmul" not in ops(agree(jitted, *arguments(), normal(3, N)))
+    misses = jitted.result(*arguments(), normal(3, N)).context.misses.values()
+    assert any("has 2 axes, a bias has one" in m.reason for m in misses)
+
+
 def test_v5_two_layers_fuse_both():
     def f(x, w, a, b, v, c, d, s):
         h = x @ w.T + s * ((x @ a) @ b)
@@ -149,3 +176,12 @@ def test_a_wide_branch_is_not_low_rank_and_says_so():
     args = (x, w, normal(K, 48), normal(48, N), s)
     assert "quantized_lora_matmul" not in ops(agree(f, *args))
     assert any("rank 48 is not low" in m.reason for m in f.result(*args).context.misses.values())
+
+
+def test_what_widens_the_base_is_no_bias():
+    def f(x, w, a, b, s, c):
+        return x @ w.T + c + s * ((x @ a) @ b)
+
+    w = qg.quantize(normal(1, K))
+    args = normal(3, K), w, normal(K, 1), normal(1, 1), mx.array(0.7), normal(5)
+    assert "quantized_lora_matmul" not in ops(agree(qg.jit(f), *args))
