@@ -48,8 +48,11 @@ def product(m: Maker) -> list[Any]:
     if how == 3 and w.ndim == 2 and x._type.dtype.is_float:
         return [qg.inner(x, w.T)]
     if how == 4 and x.ndim == 2 and w.ndim == 2:
-        bias = m.traced(m.dense((w.shape[-1],)))
-        return [qg.addmm(bias, x, w, alpha=m.one([1.0, 2.0]))]
+        alpha, beta = m.one([(1.0, 1.0), (2.0, 1.0), (1.0, 0.5)])
+        if m.n(0, 2) == 0:
+            right = m.traced(m.dense((w.shape[-1], 3)))
+            return [qg.addmm(m.traced(m.dense((3,))), w, right, alpha=alpha, beta=beta)]
+        return [qg.addmm(m.traced(m.dense((w.shape[-1],))), x, w, alpha=alpha, beta=beta)]
     return [x @ w]
 
 
