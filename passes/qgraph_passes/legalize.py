@@ -2,6 +2,7 @@
 
 op(w) with w packed           → op(dequantize(w))                unless op reads packed words; with a reason
 quantized_matmul on a CPU     → cast(quantized_matmul(cast(x)))  in 16 bit MLX accumulates in 16 bit there
+                              → quantized_matmul{tiled=True}     for many rows, see `qgraph.ops.tiled`
 kernels that the GPU lacks    → dot(x, dequantize(w))            with a reason
 sliced or permuted storage    → contiguous(w)                    before a kernel of a GPU
 softmax{precise=False}        → softmax{precise=True}            in 16 bit, which captured code may ask for
@@ -18,6 +19,7 @@ from qgraph._errors import StrictError
 from qgraph.ir import Builder, Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.ir.origin import Origin, Step
+from qgraph.ops import tiled
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
@@ -110,10 +112,13 @@ class _Legal:
     def accumulate_in_f32(self, inputs: tuple[Value, ...]) -> Value:
         """MLX's CPU kernel sums in the dtype of its result: give it f32, and round once."""
         x, dtype = inputs[0], self.node.outputs[0].type.dtype
-        if dtype is F32:
-            return self.add(self.node.op, *inputs) if inputs != self.node.inputs else self.node.outputs[0]
-        wide = self.add(Cast(F32), x) if x.type.dtype is not F32 else x
-        return self.add(Cast(dtype), self.add(self.node.op, wide, *inputs[1:]))
+        wide = self.add(Cast(F32), x) if dtype is not F32 and x.type.dtype is not F32 else x
+        op = self.node.op
+        if isinstance(op, QuantizedMatmul) and op.transpose and tiled.gains(wide.type, inputs[1].type):
+            op = replace(op, tiled=True)
+        if dtype is F32 and op is self.node.op and inputs == self.node.inputs:
+            return self.node.outputs[0]
+        return self.cast(self.add(op, wide, *inputs[1:]))
 
     def refusal(self, inputs: tuple[Value, ...]) -> str:
         """Why the device has no right kernel for this product, or nothing."""

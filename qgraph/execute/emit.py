@@ -16,7 +16,7 @@ from qgraph.ir.graph import Graph, Node, Value
 from qgraph.ir.op import Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
-from qgraph.ops import random_bits
+from qgraph.ops import random_bits, tiled
 from qgraph.ops.quantized import PRODUCTS, reads_storage
 from qgraph.rewrite.guard import guard_indices
 
@@ -42,7 +42,8 @@ class _Writer:
         self.names: dict[Value, Operand] = {}
         self.asides: dict[str, str] = {}  # source that is a statement of its own, and its name
         # copy: what index_update binds; float and slice: what literals and subscripts call.
-        self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD, random_bits.FUNCTION}
+        self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD}
+        self.taken |= {random_bits.FUNCTION, tiled.FUNCTION}
         self.labels = names_of(graph)
         self.unguarded = set(first_activations(graph))
 

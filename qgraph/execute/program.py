@@ -22,7 +22,7 @@ from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.graph import Graph
 from qgraph.ir.op import Input
 from qgraph.ir.types import TensorType
-from qgraph.ops import random_bits
+from qgraph.ops import random_bits, tiled
 
 Flat = Callable[..., tuple[mx.array, ...]]
 
@@ -76,7 +76,8 @@ class Program:
 
 def load(emitted: Emitted) -> Flat:
     """The function that `emitted` defines, its constants made."""
-    namespace: dict[str, Any] = {"mx": mx, GUARD: refuse_vmap, random_bits.FUNCTION: random_bits.draw}
+    functions = {random_bits.FUNCTION: random_bits.draw, tiled.FUNCTION: tiled.tiled_matmul}
+    namespace: dict[str, Any] = {"mx": mx, GUARD: refuse_vmap, **functions}
     exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)
     constants = [namespace[name] for name, _ in emitted.constants]
     if constants and not _in_transformation(constants):

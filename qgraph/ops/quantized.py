@@ -17,6 +17,7 @@ from qgraph.ir.dtypes import F32, U8, promote
 from qgraph.ir.graph import Node
 from qgraph.ir.op import Op, Operand, Storage, Types, literal
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
+from qgraph.ops import tiled
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.packed import check_inner
@@ -71,12 +72,18 @@ def kernel_dtype(x: TensorType, packing: Packing) -> TensorType:
 class QuantizedMatmul(Op):
     """x @ w.T (transpose) or x @ w for a packed w, without unpacking it.
 
-    Dtype as MLX's kernel: affine promotes x with the scales; the fp modes keep x's.
+    Dtype as MLX's kernel: affine promotes x with the scales; the fp modes keep x's. `tiled` is how it is
+    computed (see `qgraph.ops.tiled`), which `legalize` chooses for a CPU.
     """
 
     name = "quantized_matmul"
     packed = True
     transpose: bool = True
+    tiled: bool = False
+
+    def __str__(self) -> str:
+        """Name and parameters, the way of computing only where it is not the usual one."""
+        return f"{self.name}{{transpose={self.transpose}{', tiled=True' if self.tiled else ''}}}"
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         packing = stored(self.name, w)
@@ -101,6 +108,10 @@ class QuantizedMatmul(Op):
         if out.size == 0 or inputs[0].size == 0:  # no results, or sums of no terms
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         x, w = operands
+        if self.tiled:
+            q = packing.quantization
+            arguments = f"{x}, {w.packed}, {w.scales}, {w.biases}, group_size={q.group_size}, bits={q.bits}"
+            return f"{tiled.FUNCTION}({arguments})"
         call = (
             f"mx.quantized_matmul({x}, {w.packed}, {w.scales}, {w.biases}, "
             f"transpose={self.transpose}, {scheme_arguments(packing.quantization)})"
