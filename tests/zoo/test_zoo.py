@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
-from tests.zoo.build import PROMPT
+from tests.zoo.build import PROMPT, build, generate
 from tests.zoo.configs import ABSENT, architectures
 from tests.zoo.quantize import NO_PEER, by_layers, by_weights, weights_of
 from tests.zoo.survey import LISTED, PARTS
@@ -89,3 +89,14 @@ def test_a_tied_head_and_its_embedding_are_one_packed_buffer(name):
     assert table.type.packing
     readers = {node.op.name for node in graph.nodes if table in node.inputs}
     assert readers == {"quantized_take", "quantized_matmul"}
+
+
+def test_what_cannot_be_captured_runs_as_it_is_when_that_is_asked_for():
+    expected, _ = generate(build("dbrx"))
+    with pytest.raises(qg.TraceError, match=r"transformer\.blocks\.0\.ffn"):
+        generate(qg.optimize(build("dbrx")))
+    fast = qg.optimize(build("dbrx"), fallback=True)
+    with pytest.warns(UserWarning, match="runs without qgraph") as said:
+        found, _ = generate(fast)
+    assert found == expected
+    assert len(said) == 1
