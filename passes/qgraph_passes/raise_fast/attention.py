@@ -19,7 +19,7 @@ from qgraph.ops.reduce import Softmax
 from qgraph.ops.shape import Broadcast, Concatenate, Reshape, Slice, Transpose
 from qgraph_passes.raise_fast.form import Form, Now, Raised, Search
 from qgraph_passes.raise_fast.masks import Mask, Scores, fitted, read_scores
-from qgraph_passes.raise_fast.walk import Shape, scaled, shaped, uncast
+from qgraph_passes.raise_fast.walk import KERNELS, Shape, scaled, shaped, uncast
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,15 @@ def _found(s: Search, scores: Scores, sinks: _Sinks | None, out: Value) -> Raise
     s.require(min(x.type.ndim for x in (q, k, v)) > 1, "a product with a vector", out)
     s.require(not any(x.type.packing for x in (q, k, v)), "an operand of the products is packed", out)
     shape = scores.product.type.shape
+    one = scores.product.type.ndim > 2 and k.type.ndim == 2
+    s.require(not one, "all rows meet the same matrix: two layers, not attention", k)
+    s.require(scores.product.type.size and out.type.size, "there is nothing to attend to", out)
     batch, split = _heads(shape)
     heads = split[0] * split[1]
     queries = _queries(s, q, (batch, heads, *q.type.shape[-2:]))
     keys, values = _served(s, k, shape, split, True), _served(s, v, shape, split, False)
     s.require(keys.shape[1] == values.shape[1], "keys and values have other numbers of heads", v)
-    s.require(shape[-1] != 0 and heads % keys.shape[1] == 0, "the heads do not fit those of the keys", k)
+    s.require(heads % keys.shape[1] == 0, "the heads do not fit those of the keys", k)
     s.require(len(scores.masks) < 2, "the scores are masked twice", scores.product)
     mask = fitted(s, scores.masks[0], shape, split) if scores.masks else None
     column = None if sinks is None else _per_head(s, sinks.column, shape, heads)
@@ -159,7 +162,7 @@ def _found(s: Search, scores: Scores, sinks: _Sinks | None, out: Value) -> Raise
     added = [mask.value] if mask is not None and not mask.chooses and not mask.causal else []
     wide = [root, queries.value, keys.value, values.value, *added, *([] if column is None else [column])]
     dtype = promote(*(x.type.dtype for x in wide))
-    s.require(dtype.is_float, f"the operands are {dtype}", root)
+    s.require(dtype.name in KERNELS, f"there is no kernel for {dtype}", root)
     scale = scores.scale * queries.scale * keys.scale
 
     def make(now: Now) -> Any:

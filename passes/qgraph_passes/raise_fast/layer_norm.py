@@ -9,7 +9,7 @@ from qgraph.ir import Value
 from qgraph.ops.reduce import Variance
 from qgraph_passes.raise_fast.form import Form, Raised, Search
 from qgraph_passes.raise_fast.rows import ROOTS, Normed, affine, normed, operand, vector
-from qgraph_passes.raise_fast.walk import Path, Shape, is_squared, mean_of, uncast
+from qgraph_passes.raise_fast.walk import KERNELS, Path, Shape, is_squared, mean_of, uncast
 
 
 @dataclass
@@ -36,7 +36,7 @@ class RaiseLayerNorm(Form):
         if centred is None or axes is None:
             return None
         core, shape = uncast(centred.x), found.out.type.shape
-        s.require(core.type.dtype.is_float, f"the rows are {core.type.dtype}, no floats", core)
+        s.require(core.type.dtype.name in KERNELS, f"there is no kernel for {core.type.dtype}", core)
         last = (core.type.ndim - 1,)
         both = centred.axes == axes == last
         s.require(both, f"mean and variance are over axes {centred.axes} and {axes}, not the last one", core)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import qgraph as qg
 from qgraph_passes.raise_fast.form import Form, Raised, Search
 from qgraph_passes.raise_fast.rows import ROOTS, affine, normed, operand, same_rows, vector
-from qgraph_passes.raise_fast.walk import Path, is_squared, mean_of, uncast
+from qgraph_passes.raise_fast.walk import KERNELS, Path, is_squared, mean_of, uncast
 
 
 class RaiseRmsNorm(Form):
@@ -31,7 +31,7 @@ class RaiseRmsNorm(Form):
         s.inner(squares, *found.path.values)
         core, shape = uncast(squared), found.out.type.shape
         s.require(same_rows(found, squared), "what is divided is not what was squared", found.rows)
-        s.require(core.type.dtype.is_float, f"the rows are {core.type.dtype}, no floats", core)
+        s.require(core.type.dtype.name in KERNELS, f"there is no kernel for {core.type.dtype}", core)
         s.require(axes == (core.type.ndim - 1,), f"the mean is over axes {axes}, not the last one", squares)
         aligned = core.type.shape == shape and found.path.aligned(shape, axes)
         s.require(aligned, "the mean of a row does not meet that row", found.out)

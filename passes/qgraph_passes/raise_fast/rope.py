@@ -16,7 +16,7 @@ from qgraph.ops.shape import Broadcast, Concatenate, Reshape
 from qgraph.rewrite import NoMatch
 from qgraph_passes.raise_fast.angles import Angles, read_angles
 from qgraph_passes.raise_fast.form import Form, Now, Raised, Search
-from qgraph_passes.raise_fast.walk import Shape, last_axis, ones_dropped, uncast
+from qgraph_passes.raise_fast.walk import KERNELS, Shape, last_axis, ones_dropped, uncast
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class RaiseRope(Form):
         assert cos is not None
         assert sin is not None
         s.require(cos == sin, "cos and sin are of different angles", cos.angles)
-        s.require(turned.x.type.dtype.is_float, f"what is turned is {turned.x.type.dtype}", turned.x)
+        dtype = turned.root.type.dtype
+        s.require(dtype.name in KERNELS, f"there is no kernel for {dtype}", turned.root)
+        s.require(turned.x.type.size, "there is nothing to turn", turned.x)
         shape = (*turned.x.type.shape[:-1], turned.dims // 2)
         angles = read_angles(s.walk, cos.angles, cos.shape, shape)
         s.private(turned.root)

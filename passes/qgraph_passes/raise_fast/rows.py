@@ -11,6 +11,7 @@ from typing import Any
 import qgraph as qg
 from qgraph.ir import Node, Value
 from qgraph.ir.dtypes import DType, promote
+from qgraph.ir.op import Input
 from qgraph.ops.elementwise import Cast
 from qgraph.ops.shape import Broadcast, Reshape
 from qgraph_passes.raise_fast.form import Now, Search
@@ -117,7 +118,9 @@ def _vector(s: Search, v: Value, op: str) -> tuple[Value, Value] | None:
     while isinstance(other.op, Broadcast):
         other = other.node.inputs[0]
     fits = other.type.shape[-1:] == (n,) and other.type.size == n and other.type.dtype.is_float
-    fits = fits and other.type.packing is None
+    # One row of activations looks like a weight: a weight has one axis, or is given as it is.
+    inner = other.node.inputs[0] if isinstance(other.op, Reshape) else other
+    fits = fits and other.type.packing is None and (inner.type.ndim < 2 or isinstance(inner.op, Input))
     return (out, other) if fits and out.type.shape == v.type.shape else None
 
 

@@ -16,6 +16,8 @@ from qgraph.ops.shape import Broadcast, Reshape, Slice
 
 LARGEST = 1 << 20  # elements of a value that is worked out at compile time, a causal mask for instance
 DEEPEST = 64  # nodes that it may take
+KERNELS = ("f32", "f16", "bf16")  # MLX's fused ops compute in float32 at most
+MADE = ("arange", "linspace", "eye", "tri", "concatenate", "pad")  # what tables and masks begin with
 Shape = tuple[int, ...]
 
 
@@ -54,7 +56,7 @@ class Walk:
 
 
 def _ancestors(node: Node) -> list[Node] | None:
-    """All that `node` is made of, operands first; None if that is much, large, or an input."""
+    """All that `node` is made of, operands first; None if that is much, large, no table, or an input."""
     done: dict[Node, None] = {}
     stack = [node]
     while stack:
@@ -62,8 +64,8 @@ def _ancestors(node: Node) -> list[Node] | None:
         if top in done:
             stack.pop()
             continue
-        random = top.op.name.startswith("random")
-        if isinstance(top.op, Input) or random or len(done) > DEEPEST or len(stack) > DEEPEST:
+        simple = top.op.elementwise or top.op.view or top.op.name in MADE
+        if isinstance(top.op, Input) or not simple or len(done) > DEEPEST or len(stack) > DEEPEST:
             return None
         if any(v.type.size > LARGEST or v.type.packing for v in top.outputs):
             return None

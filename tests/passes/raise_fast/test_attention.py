@@ -399,3 +399,25 @@ def test_a_large_mask_is_known_by_the_positions_that_it_compares(
     monkeypatch.setattr(masks, "SMALL", 0)
     assert op(f, *args).mask == whole
     assert raised(f, *args)[NAME] == 1
+
+
+@pytest.mark.parametrize("sizes", [{"queries": 0}, {"batch": 0}, {"values": 0}])
+def test_attention_without_elements_stays(sizes):
+    assert NAME not in raised(attention(), *operands(served=4, **sizes))
+
+
+def test_float64_stays_as_it_is_written():
+    args = operands(served=4, dtype=mx.float64)
+    assert NAME not in raised(attention(), *args)
+    assert "there is no kernel for f64" in reasons(attention(), *args)
+
+
+def test_two_layers_with_a_softmax_between_them_are_no_attention():
+    """One product of all rows with one matrix is faster than one for each head."""
+
+    def f(x, w, v):
+        return qg.softmax(x @ w.T, axis=-1) @ v
+
+    args = (normal(2, 3, 8), normal(5, 8), normal(5, 4))
+    assert NAME not in raised(f, *args)
+    assert reasons(f, *args) == ["all rows meet the same matrix: two layers, not attention"]

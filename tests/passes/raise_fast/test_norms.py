@@ -215,3 +215,27 @@ def test_a_mean_that_something_else_reads_is_not_computed_twice():
 def test_in_16_bit_a_raised_norm_is_nearer_to_the_exact_one():
     f = RMS["rsqrt"]
     raised(f, normal(4, 4096, dtype=mx.bfloat16), normal(4096, dtype=mx.bfloat16))
+
+
+def test_float64_stays_as_it_is_written():
+    """The fused ops compute in float32."""
+    counts = raised(RMS["rsqrt"], normal(4, 8, dtype=mx.float64), normal(8, dtype=mx.float64))
+    assert "rms_norm" not in counts
+    assert "there is no kernel for f64" in reasons(
+        RMS["rsqrt"], normal(4, 8, dtype=mx.float64), normal(8, dtype=mx.float64)
+    )
+
+
+def test_one_row_of_activations_is_no_weight():
+    """A gate beside a norm, where a step of decoding has one row."""
+
+    def f(x, z):
+        return x * qg.rsqrt(mean(x * x) + EPS) * qg.silu(z)
+
+    args = (normal(1, 1, 8), normal(1, 1, 8, seed=4))
+    assert raised(f, *args) == {"rms_norm": 1, "multiply": 1, "silu": 1}
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (2, 0)])
+def test_rows_without_elements(shape):
+    raised(RMS["rsqrt"], normal(*shape), normal(shape[-1]))
