@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,18 @@ def test_an_adapter_of_rank_one_and_of_another_dtype(folder: Path, tmp_path: Pat
     mx.save_safetensors(str(wide / "adapters.safetensors"), rounded)
     logits = [greedy(qg.lm.load(folder, each).model, PROMPT, 2)[1] for each in (adapter, wide)]
     assert_close(logits[0], np.array(logits[1]), path="model")
+
+
+def test_threads_generate_with_and_without_the_adapter_at_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", quantization={"bits": 4})
+    plain = qg.lm.load(folder)
+    models = (plain, plain.with_adapter(write_adapter(tmp_path / "adapter", folder, layers=2)))
+    jobs = [(model, prompt) for model in models for prompt in ([3, 41, 17], [5, 9, 22, 31])]
+
+    def text(job: tuple[qg.lm.LanguageModel, list[int]]) -> list[int]:
+        return [piece.token for piece in job[0].generate(job[1], max_tokens=12)]
+
+    expected = list(map(text, jobs))
+    assert len({tuple(tokens) for tokens in expected}) == len(jobs)
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        assert list(pool.map(text, jobs * 3)) == expected * 3
