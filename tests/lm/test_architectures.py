@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 import mlx_lm.utils
 import pytest
 from mlx.utils import tree_flatten
@@ -183,3 +184,16 @@ def test_a_tied_head_shares_the_words_of_the_embedding(tmp_path: Path) -> None:
         rows = config("gemma3_text")["vocab_size"]
         [table] = [v for v in graph.inputs if v.type.packing and v.type.shape[0] == rows]
         assert {node.op.name for node in graph.users(table)} == {"quantized_take", "quantized_matmul"}
+
+
+@pytest.mark.parametrize("name", ["mamba", "recurrent_gemma", "falcon_h1"])
+def test_states_that_are_no_keys_and_values_generate_too(name: str, tmp_path: Path) -> None:
+    """By `generate`, and by mlx-lm's own loop on the model."""
+    folder = write(tmp_path / "model", name)
+    peer, theirs = mlx_lm.load(str(folder))[:2]
+    expected = [r.token for r in mlx_lm.stream_generate(peer, theirs, PROMPT, max_tokens=10)]
+    model = qg.lm.load(folder)
+    assert [piece.token for piece in model.generate(PROMPT, max_tokens=10)] == expected
+    again = mlx_lm.stream_generate(model.model, theirs, PROMPT, max_tokens=10)
+    assert [response.token for response in again] == expected
+    assert len(set(expected)) > 1
