@@ -113,6 +113,7 @@ def test_a_trimmed_prompt_cache_goes_on_from_there():
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["the same", "another"])
 def test_speculative_decoding_trims_and_gives_the_same_text(draft):
     model, fast = pair("qwen3")
@@ -149,6 +150,7 @@ def batched(model, prompts, n=20, **settings):
     return [found[name] for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "jamba", "mixtral"])
 def test_batches_whose_rows_come_and_go_give_the_same_tokens(name):
     model, fast = pair(name)

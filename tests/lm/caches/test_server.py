@@ -120,6 +120,7 @@ def conversation(server):
     return alone, [together[p] for p in prompts], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batched", "one by one"])
 def test_the_server_answers_as_with_the_plain_model(folder, mode):
     # With a quantized cache mlx-lm serves one request after the other.
