@@ -166,6 +166,7 @@ RULES = [
     *(f"fold-transpose sink {r}" for r in ("slice", "cast", "concatenate", "reshape")),
     *(f"{p} compose-transposes" for p in ("fold-transpose", "quantize-dot", "fuse-lora")),
     *(f"quantize-dot {r}" for r in ["both-operands", "right-operand", "left-operand"]),
+    *(f"quantize-dot split-add-mm{r}" for r in ("", "-left")),
     *(f"quantize-dot {r}" for r in ["gather-both", "gather-one", "gather-none"]),
     "quantize-take take-rows",
     *(

@@ -104,7 +104,7 @@ def outputs(m: Maker) -> list[Value]:
 
 
 @st.composite
-def graphs(draw: Any, pieces: int = 6) -> Graph:
+def graphs(draw: Any, pieces: int = 7) -> Graph:
     """A valid graph: drawn ops and motifs on each other's results."""
     m = Maker(draw, narrow=draw(st.integers(0, 4)) < 3)
     m.input(TensorType(m.one(SHAPES), m.float()))

@@ -40,20 +40,28 @@ def product(m: Maker) -> list[Any]:
         w = m.traced(m.packed(m.one([(8,), (1,), (32,), (2, 3)])))
         w = qg.swapaxes(w, -1, -2) if m.n(0, 2) else w
     x = activations(m, w.shape[-2], w.shape[:-2])
-    how = m.n(0, 5)
+    how = m.n(0, 4)
     if how == 1 and w.ndim == 2 and x.ndim == 2:
         return [qg.einsum("mk,kn->mn", x, w)]
     if how == 2 and w.ndim == 2:
         return [qg.tensordot(x, w, 1)]
     if how == 3 and w.ndim == 2 and x._type.dtype.is_float:
         return [qg.inner(x, w.T)]
-    if how == 4 and x.ndim == 2 and w.ndim == 2:
-        alpha, beta = m.one([(1.0, 1.0), (2.0, 1.0), (1.0, 0.5)])
-        if m.n(0, 2) == 0:
-            right = m.traced(m.dense((w.shape[-1], 3)))
-            return [qg.addmm(m.traced(m.dense((3,))), w, right, alpha=alpha, beta=beta)]
-        return [qg.addmm(m.traced(m.dense((w.shape[-1],))), x, w, alpha=alpha, beta=beta)]
     return [x @ w]
+
+
+def summed(m: Maker) -> list[Any]:
+    """A product that is added to something, in one op; the weight on either side."""
+    w = viewed(m, m.traced(m.packed(m.one([(8,), (3,), (64,)]))))
+    if w.ndim != 2:
+        w = m.traced(m.packed((8,)))
+    w = qg.swapaxes(w, -1, -2) if m.n(0, 1) else w
+    alpha, beta = m.one([(1.0, 1.0), (2.0, 1.0), (1.0, 0.5)])
+    if m.n(0, 1):
+        x, columns = activations(m, w.shape[0]), w.shape[1]
+        return [qg.addmm(m.traced(m.dense((columns,))), x, w, alpha=alpha, beta=beta)]
+    x = m.traced(m.dense((w.shape[1], 3), x_dtype(m)))
+    return [qg.addmm(m.traced(m.dense((3,))), w, x, alpha=alpha, beta=beta)]
 
 
 def turned_view(m: Maker) -> list[Any]:
@@ -292,13 +300,14 @@ def doubled(m: Maker) -> list[Any]:
 MOTIFS = [
     *[product] * 4,
     *[left_product] * 3,
-    *[turned_view] * 6,
+    *[summed] * 5,
+    *[turned_view] * 8,
     *[both_packed] * 2,
     *[taken] * 3,
     *[experts] * 6,
     *[kernel_call] * 2,
     *[unpacked] * 4,
-    *[lora] * 8,
+    *[lora] * 20,
     stacked,
     *[casts] * 4,
     *[ones] * 4,
