@@ -8,7 +8,7 @@ import pytest
 import qgraph as qg
 from tests.agree import assert_close
 from tests.passes.raise_fast.raised import PIPELINE, written_out
-from tests.zoo.build import PROMPT, build
+from tests.zoo.build import PROMPT, build, caches, generate
 from tests.zoo.configs import ABSENT, architectures
 
 SPREAD = [
@@ -79,3 +79,26 @@ def test_the_plain_capture_is_written_out():
 def test_the_spread_is_here():
     assert set(SPREAD) <= set(HERE)
     assert set(CANNOT) | set(FEWER) <= set(HERE)
+
+
+def step_after_a_prompt(model):
+    """The ops of a step of decoding after raising."""
+    fast, cache = qg.optimize(model, pipeline=PIPELINE), caches(model)
+    mx.eval(fast(mx.array([PROMPT]), cache=cache))
+    counts = fast.qgraph.result(mx.array([[3]]), cache=cache).after("raise-fast").histogram()
+    return {op: counts.get(op, 0) for op in (*WHOLE, *WRITTEN_OUT)}
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "llama", "gemma3_text"])
+def test_a_step_of_decoding_is_raised_too(name):
+    """Offsets are arrays there, and masks depend on them."""
+    model = build(name)
+    tokens, rows = generate(model, steps=3)
+    with written_out():
+        found, logits = generate(qg.optimize(model, pipeline=PIPELINE), steps=3)
+        counts = step_after_a_prompt(model)
+    assert found == tokens
+    for a, b in zip(logits, rows, strict=True):
+        assert_close(a, b, path="model", about=name)
+    assert counts == step_after_a_prompt(model)
+    assert all(counts[op] for op in ("rms_norm", "rope", "scaled_dot_product_attention"))
