@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from qgraph.capture.primitives import MEANINGS
-from tests.capture.primitives import cases_indexing  # noqa: F401  (adds its cases)
+from tests.capture.primitives import cases_indexing, cases_products  # noqa: F401  (they add their cases)
 from tests.capture.primitives.cases import CASES
 from tests.capture.primitives.replay import check, names
 
