@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any, cast
 
 import mlx.core as mx
@@ -20,6 +19,7 @@ from qgraph._errors import RecompileWarning, TraceError
 from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph._jit import labels_of, named_arguments, without_collector
 from qgraph.capture.arguments import put_back, set_aside
+from qgraph.capture.caches import register
 from qgraph.capture.capture import capture
 from qgraph.capture.state import DOUBTS, HOLDS, Held, NotDynamic, Step, commit_all
 from qgraph.capture.unify import unify
@@ -343,7 +343,7 @@ def _optimized_class(kind: type) -> type:
 def optimize_module(module: Any, pipeline: Pipeline, maxsize: int, fallback: bool) -> Any:
     """An object like `module`, sharing its attributes and children, that runs compiled."""
     if "mlx_lm.models.cache" in sys.modules:
-        import_module("qgraph.lm.caches").register()
+        register()
     original = cast(Any, type(module))
     kind: Any = _optimized_class(getattr(original, "_qgraph_original", original))
     fast: Any = kind.__new__(kind)

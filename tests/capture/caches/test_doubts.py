@@ -13,11 +13,11 @@ from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 import qgraph as qg
+from qgraph.capture.caches.attention import attending
+from qgraph.capture.caches.positions import Position, Span, arange
 from qgraph.capture.state import DOUBTS, NotDynamic
-from qgraph.lm.caches.attention import attending
-from qgraph.lm.caches.positions import Position, Span, arange
 from tests.agree import assert_close
-from tests.lm.caches.eager import step
+from tests.capture.caches.eager import step
 from tests.zoo.build import build
 
 D, HEADS = 16, 2

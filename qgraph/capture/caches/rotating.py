@@ -13,12 +13,12 @@ import mlx.core as mx
 from mlx_lm.models import base as mlx_lm_base
 from mlx_lm.models import cache as mlx_lm
 
+from qgraph.capture.caches.attention import session
+from qgraph.capture.caches.growing import Window, grown, write
+from qgraph.capture.caches.literal import Literal, blank
+from qgraph.capture.caches.positions import Position
+from qgraph.capture.caches.sizes import STEP, capacity, window
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
-from qgraph.lm.caches.attention import session
-from qgraph.lm.caches.growing import Window, grown, write
-from qgraph.lm.caches.literal import Literal, blank
-from qgraph.lm.caches.positions import Position
-from qgraph.lm.caches.sizes import STEP, capacity, window
 
 RotatingKVCache: Any = mlx_lm.RotatingKVCache
 

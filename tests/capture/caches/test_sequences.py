@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.lm.caches.sequences import NAMES, run
+from tests.capture.caches.sequences import NAMES, run
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Random sequences of calls on every kind of cache: python -m tests.lm.caches.sequences --seconds 60 --seed 0
+"""Random sequences of calls on every kind of cache: python -m tests.capture.caches.sequences --seconds 60 --seed 0
 
 Chunks, tokens, trims, copies, eager mlx-lm and literal holding in between; the logits must be those of
 mlx-lm's own caches at every step.
@@ -16,8 +16,8 @@ import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from tests.agree import difference
-from tests.lm.caches.eager import step
-from tests.lm.caches.test_stand_ins import CASES, LITERAL, tokens_of
+from tests.capture.caches.eager import step
+from tests.capture.caches.test_stand_ins import CASES, LITERAL, tokens_of
 from tests.zoo.build import build
 
 STEPS = 14

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from qgraph.capture.caches.positions import Position, Span, arange
 from qgraph.capture.state import DOUBTS, NotDynamic
-from qgraph.lm.caches.positions import Position, Span, arange
 
 SHAPE: Any = mx.array.shape.fget
 SIZE: Any = mx.array.size.fget

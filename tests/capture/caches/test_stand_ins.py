@@ -12,7 +12,7 @@ from mlx_lm.models import cache as mlx_lm
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 from tests.agree import assert_close
-from tests.lm.caches.eager import step, step_and_keys
+from tests.capture.caches.eager import step, step_and_keys
 from tests.zoo.build import build
 
 LAYERS = 4

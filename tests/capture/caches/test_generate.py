@@ -17,7 +17,7 @@ from mlx_lm.models.cache import (
 
 import qgraph as qg
 from tests.agree import assert_close
-from tests.lm.caches.words import END, prompt_of, tokenizer
+from tests.capture.caches.words import END, prompt_of, tokenizer
 from tests.zoo.build import build
 
 MODELS = ["qwen3", "gemma3_text", "llama", "mixtral", "mamba2", "jamba", "llama4", "deepseek_v3"]

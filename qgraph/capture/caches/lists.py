@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph.capture.caches.literal import blank, class_of
 from qgraph.capture.state import Held, NotDynamic, Reader, Step, holder
-from qgraph.lm.caches.literal import blank, class_of
 
 
 class Several:

@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm
 
+from qgraph.capture.caches.attention import session
+from qgraph.capture.caches.growing import Window, grown, write
+from qgraph.capture.caches.literal import Literal, blank, put_together
+from qgraph.capture.caches.positions import Position
+from qgraph.capture.caches.sizes import STEP, capacity, window
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
-from qgraph.lm.caches.attention import session
-from qgraph.lm.caches.growing import Window, grown, write
-from qgraph.lm.caches.literal import Literal, blank, put_together
-from qgraph.lm.caches.positions import Position
-from qgraph.lm.caches.sizes import STEP, capacity, window
 
 BatchKVCache: Any = mlx_lm.BatchKVCache
 BatchRotatingKVCache: Any = mlx_lm.BatchRotatingKVCache

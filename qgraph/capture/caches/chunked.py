@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm
 
+from qgraph.capture.caches.growing import Window, grown
+from qgraph.capture.caches.literal import Literal, blank
+from qgraph.capture.caches.positions import Position
+from qgraph.capture.caches.sizes import STEP, capacity, window
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
-from qgraph.lm.caches.growing import Window, grown
-from qgraph.lm.caches.literal import Literal, blank
-from qgraph.lm.caches.positions import Position
-from qgraph.lm.caches.sizes import STEP, capacity, window
 
 ChunkedKVCache: Any = mlx_lm.ChunkedKVCache
 

@@ -14,8 +14,8 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 
 import qgraph as qg
+from qgraph.capture.caches import growing, rotating
 from qgraph.capture.state import Step, commit_all
-from qgraph.lm.caches import growing, rotating
 from tests.agree import assert_close
 from tests.zoo.build import build
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph.capture.caches import register
 from qgraph.capture.state import Step, around, commit_all, holder
-from qgraph.lm.caches import register
 
 register()
 

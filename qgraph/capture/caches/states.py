@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm
 
+from qgraph.capture.caches.literal import Literal, blank, class_of, put_together, taken_apart
 from qgraph.capture.state import Held, Reader, Step
-from qgraph.lm.caches.literal import Literal, blank, class_of, put_together, taken_apart
 
 ArraysCache: Any = mlx_lm.ArraysCache
 FIELDS = {"cache", "left_padding", "lengths"}

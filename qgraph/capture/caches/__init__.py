@@ -7,13 +7,13 @@ from qgraph.capture.state import AROUND, HOLDS, OTHERS, Hold
 
 def register() -> None:
     """Make the classes of `mlx_lm.models.cache` known to captures. Imports mlx-lm; again is free."""
-    from qgraph.lm.caches.attention import attending
+    from qgraph.capture.caches.attention import attending
 
     if attending in AROUND:
         return
     from mlx_lm.models import cache as mlx_lm_cache
 
-    from qgraph.lm.caches import batched, chunked, growing, lists, literal, rotating, states
+    from qgraph.capture.caches import batched, chunked, growing, lists, literal, rotating, states
 
     base: type = mlx_lm_cache._BaseCache
 
