@@ -1,4 +1,6 @@
-"""Random sequences of calls on every kind of cache: python -m tests.capture.caches.sequences --seconds 60 --seed 0
+"""Random sequences of calls on every kind of cache.
+
+    python -m tests.capture.caches.sequences --seconds 60 --seed 0
 
 Chunks, tokens, trims, copies, eager mlx-lm and literal holding in between; the logits must be those of
 mlx-lm's own caches at every step.
