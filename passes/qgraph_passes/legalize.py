@@ -24,9 +24,9 @@ from qgraph.ops.elementwise import Cast
 from qgraph.ops.linear import Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
 from qgraph.ops.packed import storage_permutation
-from qgraph.ops.quantized import PRODUCTS, Contiguous, Dequantize, QuantizedMatmul, reads_storage
+from qgraph.ops.quantized import PRODUCTS, Dequantize, QuantizedMatmul, reads_storage
 from qgraph.ops.reduce import Softmax, widens
-from qgraph.ops.shape import Transpose
+from qgraph.ops.shape import Contiguous, Transpose
 from qgraph.rewrite import Context
 from qgraph.rewrite.report import make_report
 

@@ -21,8 +21,7 @@ from qgraph.ir.dtypes import F32
 from qgraph.ir.origin import Step, merge_origins
 from qgraph.ops.dispatch import apply, run_under
 from qgraph.ops.linear import AddMm
-from qgraph.ops.quantized import Contiguous
-from qgraph.ops.shape import Transpose
+from qgraph.ops.shape import Contiguous, Transpose
 from qgraph.rewrite import Context
 from qgraph.trace.tracer import Trace, Tracer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from qgraph._errors import TraceError
-from qgraph.capture.cut import Cutter, cutting
+from qgraph.capture.cut import Cutter, cutting, spelling_out
 from qgraph.capture.escapes import escaped, unexported, unsupported
 from qgraph.capture.importer import Importer, Step, UnsupportedPrimitive, literal_constant
 from qgraph.capture.records import CAPTURING, Flat, Recording, address, record
@@ -102,7 +102,8 @@ class _Run:
             return outputs(found)
 
         if self.paths is None:
-            return record(body, self.arrays)
+            with spelling_out():
+                return record(body, self.arrays)
         before = (CURRENT.calls, CURRENT.paths)
         CURRENT.calls, CURRENT.paths = self.calls, self.paths
         try:

@@ -20,14 +20,14 @@ from qgraph import ops
 from qgraph._errors import QGraphError
 from qgraph.capture.importer import Step
 from qgraph.capture.primitives import MEANINGS
-from qgraph.capture.primitives.table import Meaning, Primitive
+from qgraph.capture.primitives.table import Meaning
 from qgraph.capture.records import CAPTURING, Record, Recording, address
 from qgraph.capture.scopes import calling_line
 from qgraph.ir.op import Constant, Op
 from qgraph.ir.origin import Source
 from qgraph.ir.types import TensorType
 from qgraph.ops.dispatch import apply, run_under, type_of
-from qgraph.ops.quantized import Contiguous
+from qgraph.ops.shape import Contiguous
 from qgraph.quant import Quantization
 
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # as MLX counts them in the arguments of primitives
@@ -150,6 +150,18 @@ def _by_qgraph(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _itself(x: mx.array, allow_col_major: bool = False) -> mx.array:
+    del allow_col_major
+    return x
+
+
+def _inverted(x: mx.array) -> mx.array:
+    if x.dtype == mx.bool_:
+        return mx.logical_not(x)
+    unsigned = mx.issubdtype(x.dtype, mx.unsignedinteger)
+    return mx.bitwise_xor(x, mx.array(mx.iinfo(x.dtype).max if unsigned else -1, x.dtype))
+
+
 # Where MLX's function is found, its name, and how a call of it is cut out.
 CUTS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (mx.fast, "rms_norm", _by_qgraph(ops.rms_norm)),
@@ -163,6 +175,11 @@ CUTS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (mx, "logcumsumexp", _by_qgraph(ops.logcumsumexp)),
     (mx, "to_fp8", _by_qgraph(ops.to_fp8)),
     (mx, "from_fp8", _by_qgraph(ops.from_fp8)),
+)
+# For a function that is captured as it is: the same values in operations that MLX does report.
+SPELT_OUT: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("contiguous", _itself),
+    ("bitwise_invert", _inverted),
 )
 TRANSFORMS = ("grad", "value_and_grad", "vjp", "jvp", "vmap")
 
@@ -182,6 +199,31 @@ def cutting(cutter: Cutter) -> Generator[None]:
         finally:
             for place, name, function in real:
                 setattr(place, name, function)
+
+
+@contextmanager
+def spelling_out() -> Generator[None]:
+    """Replace, for this thread, functions that MLX's tracer cannot report by others of the same meaning."""
+    thread = threading.get_ident()
+
+    def replaced(real: Any, meaning: Callable[..., Any]) -> Any:
+        @wraps(real)
+        def call(*args: Any, stream: Any = None, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                return meaning(*args, **kwargs)
+            return real(*args, stream=stream, **kwargs)
+
+        return call
+
+    with CAPTURING:
+        real = {name: getattr(mx, name) for name, _ in SPELT_OUT}
+        try:
+            for name, meaning in SPELT_OUT:
+                setattr(mx, name, replaced(real[name], meaning))
+            yield
+        finally:
+            for name, function in real.items():
+                setattr(mx, name, function)
 
 
 def _replaced(cutter: Cutter, real: Any, cut: Callable[..., Any]) -> Any:
@@ -214,11 +256,3 @@ def _suspending(cutter: Cutter, real: Any) -> Any:
         return call
 
     return suspended(real)
-
-
-def as_primitive(name: str) -> Meaning:
-    """The table's meaning of a primitive, looked up when it is needed."""
-    return lambda p: MEANINGS[name](p)
-
-
-__all__ = ["Cut", "Cutter", "Primitive", "cutting"]

@@ -16,6 +16,8 @@ ADVICE = {
     "CustomKernel": "use plain MLX operations in its place",
     "CustomTransforms": "leave out mx.checkpoint and mx.custom_function: nothing is differentiated here",
     "Load": "evaluate the arrays first: mx.eval(arrays)",
+    "BitwiseInvert": "write x ^ -1 for ~x",
+    "CumLogAddExp": "write mx.log(mx.cumsum(mx.exp(x)))",
     "FromFP8": "pass the weight as a QuantizedTensor; qg.load makes them",
     "AllReduce": "optimize the model before it is sharded",
     "AllGather": "optimize the model before it is sharded",

@@ -388,27 +388,3 @@ def quantize(
     )
     extra = [] if global_scale is None else [operand(global_scale, F32)]
     return apply(Quantize(q), operand(w), *extra)
-
-
-@dataclass(frozen=True)
-class Contiguous(Op):
-    """The same value with its storage in row-major order: what the GPU kernels read."""
-
-    name = "contiguous"
-    packed = True
-    mlx = "mx.contiguous({0})"
-
-    def infer(self, w: TensorType) -> TensorType:
-        return w
-
-    def carry(self, w: TensorType) -> Packing | str:
-        return w.packing or "the operand is dense"
-
-    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
-        """`mx.contiguous` of every component."""
-        if outputs[0].packing is None:
-            return super().emit(operands, inputs, outputs)
-        return Storage(*(f"mx.contiguous({p})" if p else None for p in operands[0]))
-
-    def reference(self, w: Any) -> Any:
-        return w

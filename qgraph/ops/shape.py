@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qgraph._errors import ShapeError
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import Op, Operand, Storage, Types
 from qgraph.ir.types import Packing, Shape, TensorType, normalize_axis
 from qgraph.ops import packed
 from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of
@@ -352,3 +352,27 @@ def flip(a: ArrayLike, axis: int | Sequence[int] | None = None) -> Array:
     shape = shape_of(a)
     axes = as_axes(axis if isinstance(axis, int) or axis is None else tuple(axis), len(shape))
     return slice_ranges(a, [(s - 1, -1, -1) if i in axes and s else (0, s, 1) for i, s in enumerate(shape)])
+
+
+@dataclass(frozen=True)
+class Contiguous(Op):
+    """The same value with its storage in row-major order: what the GPU kernels read."""
+
+    name = "contiguous"
+    packed = True
+    mlx = "mx.contiguous({0})"
+
+    def infer(self, w: TensorType) -> TensorType:
+        return w
+
+    def carry(self, w: TensorType) -> Packing | str:
+        return w.packing or "the operand is dense"
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.contiguous` of every component."""
+        if outputs[0].packing is None:
+            return super().emit(operands, inputs, outputs)
+        return Storage(*(f"mx.contiguous({p})" if p else None for p in operands[0]))
+
+    def reference(self, w: Any) -> Any:
+        return w

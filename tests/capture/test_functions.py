@@ -28,6 +28,11 @@ def rotated(x):
     return mx.fast.rope(x, 32, traditional=False, base=1e4, scale=1.0, offset=3)
 
 
+def unreported(a):
+    bits = (a.astype(mx.int16), a.astype(mx.uint8), a > 0)
+    return mx.contiguous(a.T) * 2, *map(mx.bitwise_invert, bits)
+
+
 def draws(key):
     return mx.random.normal((3, 4), key=key), mx.random.randint(0, 9, (5,), key=key)
 
@@ -56,6 +61,7 @@ FUNCTIONS = {
     ),
     "random numbers of a key": (draws, mx.random.key(3)),
     "integers and booleans": (lambda a: ((a > 0).astype(mx.int32) << 3, ~(a > 0), mx.where(a > 0, a, -a)), W),
+    "what MLX does not report": (unreported, W),
     "rows of zero length": (lambda x, w: (x[:, :0] @ w.T, mx.sum(x[:0], axis=0)), X, W),
 }
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import qgraph as qg
 from qgraph.ir.dtypes import BF16, C64, F16, F32, F64, I32, U32
 from qgraph.ops.dispatch import apply
-from qgraph.ops.quantized import Contiguous
+from qgraph.ops.shape import Contiguous
 from tests.fuzz.maker import SCHEMES, Maker
 from tests.fuzz.motifs_fast import FAST
 from tests.fuzz.motifs_lora import lora, stacked

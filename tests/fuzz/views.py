@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import qgraph as qg
 from qgraph.ops.dispatch import apply
-from qgraph.ops.quantized import Contiguous
+from qgraph.ops.shape import Contiguous
 from tests.fuzz.maker import Maker
 
 
