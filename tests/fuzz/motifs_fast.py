@@ -75,7 +75,7 @@ def exponentials(m: Maker) -> list[Any]:
     if not kept and m.n(0, 2):
         total = qg.expand_dims(total, axis)
     total = total + 1 if m.chance(8) else total
-    return [e / total if m.n(0, 2) else e * qg.reciprocal(total), *([qg.exp(-e)] if m.chance(4) else [])]
+    return [e / total if m.n(0, 2) else e * qg.reciprocal(total), *([qg.exp(-e)] if m.chance(2) else [])]
 
 
 def turned(m: Maker) -> list[Any]:
@@ -149,7 +149,7 @@ def attended(m: Maker) -> list[Any]:
         seen = qg.arange(keys) <= qg.arange(keys - queries, keys)[:, None] + m.one([0, 0, 0, 1])
         scores = qg.where(seen, scores, low)
     weights = qg.softmax(scores, axis=-1 if not m.chance(10) else -2)
-    foreign = [weights] if m.chance(8) else []
+    foreign = [qg.exp(-weights)] if m.chance(5) else []
     if rank == 4 and m.chance(4):
         column = qg.broadcast_to(qg.reshape(small(m, (heads,)), (heads, 1, 1)), (*scores.shape[:-1], 1))
         weights = qg.softmax(qg.concatenate([column, scores], axis=-1), axis=-1)[..., m.one([1, 1, 1, 0]) :]
@@ -188,7 +188,7 @@ def looked_up(m: Maker) -> list[Any]:
     packed = m.traced(m.dense((2, 8), U32, (0, 2**31 - 1)))
     scales = m.traced(m.dense((2, 64 // group), U8, (124, 130)))
     table = [*LUT, *(-x for x in LUT)]
-    if m.chance(5):
+    if m.chance(3):
         table[3] = 1.25
     lut = m.traced(m.constant(F32, *table, shape=(16,)))
     stored = apply(Bitcast(I8, U32), packed)
