@@ -317,7 +317,7 @@ def jit(
     >>> layer.cache_info().misses
     1
     """
-    passes = Pipeline.parse(pipeline or DEFAULT)
+    passes = Pipeline.parse(DEFAULT if pipeline is None else pipeline)
     if strict:
         passes = passes.with_option("strict", True)
     if function is None:

@@ -112,7 +112,7 @@ def optimize(
     >>> fast(mx.ones((1, 64))).shape, fast.qgraph.report(mx.ones((1, 64))).counts()
     ((1, 32), {'quantized_matmul': 1})
     """
-    passes = Pipeline.parse(pipeline or DEFAULT)
+    passes = Pipeline.parse(DEFAULT if pipeline is None else pipeline)
     if strict:
         passes = passes.with_option("strict", True)
     if isinstance(target, import_module("mlx.nn").Module):

@@ -24,7 +24,7 @@ from tests.zoo.configs import VOCAB
 from tests.zoo.plain import plain
 from tests.zoo.quantize import NO_PEER, by_layers, by_numbers, by_weights, weights_of
 
-NO_PASSES = " "  # a pipeline of none: the captured graph runs as it is
+NO_PASSES = ""  # a pipeline of none: the captured graph runs as it is
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,6 @@ LISTED: dict[tuple[str, str], str] = {
 LISTED["deepseek_v41", "raised"] = "MLX cannot export mx.to_fp8; kept whole it is captured"
 LISTED |= {(name, "layers"): f"fails in mlx-lm itself: {reason}" for name, reason in NO_PEER.items()}
 LISTED["dbrx", "layers"] = LISTED["dbrx", "dense"]
-LISTED["spark2_5", "raised"] = "MLX cannot export mx.contiguous; kept whole it is captured"
 PARTS: dict[str, Callable[[str], Answer]] = {
     "dense": dense,
     "decode": decode,
