@@ -11,6 +11,8 @@ from tests.zoo.configs import ABSENT, architectures
 from tests.zoo.quantize import NO_PEER, by_layers, by_weights, weights_of
 from tests.zoo.survey import LISTED, PARTS
 
+pytestmark = pytest.mark.slow
+
 # One or more of every kind: plain, tied, mixtures of experts, latent attention, windows, chunks, state
 # spaces, convolutions, linear attention, shared and reused keys, multimodal, packed by its own checkpoint.
 SPREAD = [
