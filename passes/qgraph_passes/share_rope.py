@@ -38,10 +38,15 @@ class ShareRope(qg.Pass):
             if node.inputs[0].type.ndim == 4:
                 groups.setdefault(_key(node), []).append(node)
 
+        tables: dict[Key, list[Value]] = {}
+
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
-            group = groups.get(_key(node), []) if node.op.name == "rope" else []
-            if node in group and len(group) > 1 and context.burn():
-                return (_turned(graph, node, inputs, group, context.ordinal),)
+            key = _key(node) if node.op.name == "rope" else None
+            group = groups.get(key, []) if key else []
+            if key and node in group and len(group) > 1 and context.burn():
+                if key not in tables:
+                    tables[key] = _tables(graph, node, inputs, group, context.ordinal)
+                return (_turned(graph, node, inputs[0], tables[key], context.ordinal),)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
             return node.outputs if same else graph.builder.add(node.op, inputs, node.origin).outputs
 
@@ -55,27 +60,35 @@ def _key(node: Node) -> Key:
     return node.op.angles(x.type.shape[2]), tuple(rest), x.type.dtype.name
 
 
-def _turned(graph: Graph, node: Node, inputs: tuple[Value, ...], group: list[Node], ordinal: int) -> Value:
-    """The node by its parts; the tables come from the lines of the whole group."""
-    step = Step("share-rope", "share-rope", ordinal)
-    own, common = merge_origins([node.origin], step), merge_origins([n.origin for n in group], step)
+def _tables(
+    graph: Graph, node: Node, inputs: tuple[Value, ...], group: list[Node], ordinal: int
+) -> list[Value]:
+    """[cos, cos] and [-sin, sin], which come from the lines of the whole group."""
     op = node.op
     assert isinstance(op, Rope)
 
-    def under(origin: Origin, function: Any, *values: Value) -> list[Value]:
-        trace = Trace(graph.builder, origin=lambda: origin)
-        with interpreting(trace):
-            made: list[Tracer] = function(*(Tracer(trace, v) for v in values))
-        return [t.value for t in made]
-
-    def tables(*rest: Any) -> list[Any]:
+    def made(*rest: Any) -> list[Any]:
         angles: Any = apply(op.angles(node.inputs[0].type.shape[2]), *rest)
         dtype = node.outputs[0].type.dtype.mlx
         cos, sin = qg.cos(angles).astype(dtype), qg.sin(angles).astype(dtype)
         return [_joined(op, cos, cos), _joined(op, -sin, sin)]
 
-    x, *rest = inputs
-    return under(own, partial(_turn, op), x, *under(common, tables, *rest))[0]
+    origin = merge_origins([n.origin for n in group], Step("share-rope", "share-rope", ordinal))
+    return _under(graph, origin, made, *inputs[1:])
+
+
+def _turned(graph: Graph, node: Node, x: Value, tables: list[Value], ordinal: int) -> Value:
+    """The node by its parts."""
+    assert isinstance(node.op, Rope)
+    origin = merge_origins([node.origin], Step("share-rope", "share-rope", ordinal))
+    return _under(graph, origin, partial(_turn, node.op), x, *tables)[0]
+
+
+def _under(graph: Graph, origin: Origin, function: Any, *values: Value) -> list[Value]:
+    trace = Trace(graph.builder, origin=lambda: origin)
+    with interpreting(trace):
+        made: list[Tracer] = function(*(Tracer(trace, v) for v in values))
+    return [t.value for t in made]
 
 
 def _turn(op: Rope, x: Any, cos: Any, sin: Any) -> list[Any]:
