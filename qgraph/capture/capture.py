@@ -90,6 +90,8 @@ class _Run:
                 raise self._blame(primitive) from error
             other = escaped(error, self.calls.deepest)
             if other is error:
+                if self.calls.deepest:  # the user's own error, of its own type, as without qgraph
+                    error.add_note(f"in module {self.calls.deepest}, which qgraph was capturing")
                 raise
             raise other from error
 

@@ -108,6 +108,12 @@ def test_the_fallback_cannot_run_dense_code_on_packed_weights():
         qg.optimize(model, fallback=True)(normal(3, 32))
 
 
+def test_an_error_of_the_users_own_keeps_its_type_and_is_told_the_module():
+    with pytest.raises(ValueError, match="matmul") as caught:
+        qg.optimize(Holder(lambda x: x @ x))(X)
+    assert caught.value.__notes__ == ["in module layers.1, which qgraph was capturing"]
+
+
 def test_a_failed_capture_leaves_the_model_as_it_was():
     model = Holder(READS["item"])
     before = {path: id(x) for path, x in _flat(model)}
