@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qgraph import ir as ir
 from qgraph import numeric as numeric
 from qgraph import rewrite as rewrite
+from qgraph._cache import CacheInfo as CacheInfo
 from qgraph._errors import CheckpointError as CheckpointError
 from qgraph._errors import DTypeError as DTypeError
 from qgraph._errors import NonFiniteError as NonFiniteError
@@ -18,7 +19,6 @@ from qgraph._errors import ShapeError as ShapeError
 from qgraph._errors import StrictError as StrictError
 from qgraph._errors import TraceError as TraceError
 from qgraph._errors import VerifyError as VerifyError
-from qgraph._jit import CacheInfo as CacheInfo
 from qgraph._jit import JitFunction as JitFunction
 from qgraph._jit import jit as jit
 from qgraph.inspector.inspect import inspect as inspect

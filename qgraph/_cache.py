@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ import mlx.core as mx
 
 from qgraph.execute.eager import stored
 from qgraph.execute.program import Program
-from qgraph.ir import TensorType
-from qgraph.rewrite import Result
+from qgraph.ir import Graph, TensorType
+from qgraph.rewrite import Report, Result
 from qgraph.trace.surroundings import Same
 
 # One lock for the tables of all functions, held for a look-up only: a program is made without it.
@@ -57,6 +58,35 @@ def _drawn(*arrays: mx.array) -> str:
     text = io.StringIO()
     mx.export_to_dot(text, *arrays)
     return text.getvalue()
+
+
+class Programs:
+    """What everything that is compiled tells of its programs; a subclass says what `result` is."""
+
+    _cache: Cache
+    result: Callable[..., Result]
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """The graph as traced or captured, before any pass."""
+        return self.result(*args, **kwargs).before
+
+    def optimized(self, *args: Any, **kwargs: Any) -> Graph:
+        """The graph after all passes."""
+        return self.result(*args, **kwargs).graph
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """What every use of a quantized value became, or why it did not."""
+        return self.result(*args, **kwargs).report
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, the bound and the size of the program cache."""
+        with LOCK:
+            return self._cache.info()
+
+    def clear_cache(self) -> None:
+        """Forget all programs, e.g. after a number in a module was changed: those are read at capture."""
+        with LOCK:
+            self._cache.clear()
 
 
 class Cache:

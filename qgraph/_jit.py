@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 import mlx.core as mx
 
-from qgraph._cache import LOCK, Cache, CacheInfo, Entry
+from qgraph._cache import LOCK, Cache, Entry, Programs
 from qgraph._errors import QGraphError, RecompileWarning, TraceError
 from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph.execute.eager import EAGER, collect, stored
@@ -24,7 +24,7 @@ from qgraph.inspector.inspect import install_jit
 from qgraph.ir import Builder, Graph, Value
 from qgraph.ir.origin import depth_of_user
 from qgraph.ops.dispatch import active, type_of
-from qgraph.rewrite import Pipeline, Report, Result
+from qgraph.rewrite import Pipeline, Result
 from qgraph.rewrite.pipeline import DEFAULT, verify_level
 from qgraph.trace.foreign import foreign_call, user_source_of
 from qgraph.trace.storms import Storms, features_of
@@ -46,7 +46,7 @@ class Call(NamedTuple):
     spec: Tokens
 
 
-class JitFunction:
+class JitFunction(Programs):
     """A function compiled by qgraph; made by `qg.jit`. Call it as the original."""
 
     def __init__(self, function: Callable[..., Any], pipeline: Pipeline, maxsize: int) -> None:
@@ -84,35 +84,13 @@ class JitFunction:
         """
         return Stepper().run(self.function, args, kwargs)
 
-    def graph(self, *args: Any, **kwargs: Any) -> Graph:
-        """The graph as traced, before any pass."""
-        return self.result(*args, **kwargs).before
-
-    def optimized(self, *args: Any, **kwargs: Any) -> Graph:
-        """The graph after all passes."""
-        return self.result(*args, **kwargs).graph
-
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """The whole pipeline run: graphs after every pass, statistics, report."""
         return self._entry(args, kwargs, [], []).result
 
-    def report(self, *args: Any, **kwargs: Any) -> Report:
-        """What every use of a quantized value became, or why it did not."""
-        return self.result(*args, **kwargs).report
-
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The Python source that runs for these arguments."""
         return self._entry(args, kwargs, [], []).program.source
-
-    def cache_info(self) -> CacheInfo:
-        """Hits, misses, the bound and the size of the program cache."""
-        with LOCK:
-            return self._cache.info()
-
-    def clear_cache(self) -> None:
-        """Forget all programs."""
-        with LOCK:
-            self._cache.clear()
 
     def _entry(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], outer: list[Any]

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from qgraph._cache import LOCK, Cache, CacheInfo, Entry
+from qgraph._cache import LOCK, Cache, Entry, Programs
 from qgraph._errors import RecompileWarning, TraceError
 from qgraph._fork import PROCESS, refuse_after_fork
 from qgraph._jit import labels_of, named_arguments, without_collector
@@ -26,13 +26,13 @@ from qgraph.capture.unify import unify
 from qgraph.capture.weights import Weights
 from qgraph.execute.eager import stored
 from qgraph.execute.program import Program, compiling
-from qgraph.ir import Builder, Graph
+from qgraph.ir import Builder
 from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.origin import depth_of_user
 from qgraph.numeric import tolerance
 from qgraph.ops.dispatch import type_of
 from qgraph.quant import QuantizedTensor
-from qgraph.rewrite import Pipeline, Report, Result
+from qgraph.rewrite import Pipeline, Result
 from qgraph.trace.storms import Storms, features_of
 from qgraph.trace.tracer import signature, unused
 from qgraph.trace.tree import Tokens, flatten, unflatten
@@ -62,7 +62,7 @@ class Prepared:
     regime: tuple[Any, ...]  # the key without what may change from call to call
 
 
-class ModuleProgram:
+class ModuleProgram(Programs):
     """The programs of an optimized module: what ``fast.qgraph`` is."""
 
     def __init__(self, module: Any, pipeline: Pipeline, maxsize: int, fallback: bool) -> None:
@@ -137,35 +137,13 @@ class ModuleProgram:
         message = f"{self._name} is captured again at every call: {why}"
         warnings.warn(message, RecompileWarning, stacklevel=depth_of_user())
 
-    def graph(self, *args: Any, **kwargs: Any) -> Graph:
-        """The graph as captured, before any pass."""
-        return self.result(*args, **kwargs).before
-
-    def optimized(self, *args: Any, **kwargs: Any) -> Graph:
-        """The graph after all passes."""
-        return self.result(*args, **kwargs).graph
-
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """The whole pipeline run: graphs after every pass, statistics, report. Caches are not changed."""
         return self._entry(args, kwargs)[1].result
 
-    def report(self, *args: Any, **kwargs: Any) -> Report:
-        """What every use of a quantized weight became, or why it did not."""
-        return self.result(*args, **kwargs).report
-
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The Python source that runs for these arguments."""
         return self._entry(args, kwargs)[1].program.source
-
-    def cache_info(self) -> CacheInfo:
-        """Hits, misses, the bound and the size of the program cache."""
-        with LOCK:
-            return self._cache.info()
-
-    def clear_cache(self) -> None:
-        """Forget all programs, e.g. after a number in the module was changed: those are read at capture."""
-        with LOCK:
-            self._cache.clear()
 
     def _packed(self) -> bool:
         """Whether weights are QuantizedTensors: then MLX's own code cannot run on them."""

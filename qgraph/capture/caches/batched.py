@@ -9,9 +9,10 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm
 
 from qgraph.capture.caches.attention import session
-from qgraph.capture.caches.growing import Window, grown, write
+from qgraph.capture.caches.growing import Window, grown
 from qgraph.capture.caches.literal import Literal, blank, put_together
 from qgraph.capture.caches.positions import Position
+from qgraph.capture.caches.rotating import Ringed
 from qgraph.capture.caches.sizes import STEP, capacity, window
 from qgraph.capture.state import Held, NotDynamic, Reader, Step
 
@@ -138,16 +139,10 @@ class Growing:
         cache._offset = self.total + after
 
 
-class _Ring(BatchRotatingKVCache):
+class _Ring(Ringed, BatchRotatingKVCache):
     """A full BatchRotatingKVCache for one token."""
 
-    keys: Any
-    values: Any
-    offset: Any
     left_padding: Any
-    max_size: int
-    _at: mx.array
-    _added: int
 
     @property
     def end(self) -> Position:
@@ -157,26 +152,14 @@ class _Ring(BatchRotatingKVCache):
     def place(self) -> Hashable:
         return id(self._at), self.max_size, "padded"
 
-    def filled(self) -> mx.array | None:
-        return None
-
     def causal(self, length: int) -> mx.array | None:
         del length
         return self.make_mask(1)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if keys.shape[2] != 1 or self._added:
-            raise NotDynamic(f"{keys.shape[2]} positions added to a rotating cache in a call of one token")
-        self._added = 1
-        at = self._at.reshape(1)
-        self.keys, self.values = write(self.keys, keys, at), write(self.values, values, at)
-        self.offset = self.offset + 1
+        found = super().update_and_fetch(keys, values)
         self.left_padding = self.left_padding - 1
-        return self.keys_and_values()
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        session().whole(self.keys, self)
-        return self.keys, self.values
+        return found
 
     def make_mask(
         self, N: int, window_size: int | None = None, return_array: bool = False

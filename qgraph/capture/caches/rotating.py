@@ -7,7 +7,7 @@ outside of the program, so that one program serves every chunk of a length once 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.models import base as mlx_lm_base
@@ -64,30 +64,17 @@ class Growing:
         cache.offset = cache._idx = self.offset + after
 
 
-class _Ring(RotatingKVCache):
-    """A full RotatingKVCache for one token."""
+class Ringed:
+    """A full ring of keys and values, every entry of it filled, to which one token is added."""
 
     keys: Any
     values: Any
     offset: Any
     max_size: int
     _at: mx.array
-    _rolled: mx.array
     _added: int
 
-    @property
-    def end(self) -> Position:
-        return self.offset
-
-    @property
-    def place(self) -> Hashable:
-        return id(self._rolled), self.max_size
-
     def filled(self) -> mx.array | None:
-        return None
-
-    def causal(self, length: int) -> mx.array | None:
-        del length
         return None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -100,8 +87,26 @@ class _Ring(RotatingKVCache):
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        session().whole(self.keys, self)
+        session().whole(self.keys, cast(Any, self))  # with the masks of the class, a Buffer
         return self.keys, self.values
+
+
+class _Ring(Ringed, RotatingKVCache):
+    """A full RotatingKVCache for one token."""
+
+    _rolled: mx.array
+
+    @property
+    def end(self) -> Position:
+        return self.offset
+
+    @property
+    def place(self) -> Hashable:
+        return id(self._rolled), self.max_size
+
+    def causal(self, length: int) -> mx.array | None:
+        del length
+        return None
 
     def make_mask(
         self, N: int, window_size: int | None = None, return_array: bool = False
