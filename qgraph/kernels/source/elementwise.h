@@ -1,0 +1,11 @@
+// Chains of element-wise operations, computed a block at a time.
+#pragma once
+#include <cstdlib>
+
+#include "math.h"
+
+namespace qgraph::QGRAPH_ISA {
+
+static void elementwise(const Elementwise&) { std::abort(); }
+
+}  // namespace qgraph::QGRAPH_ISA

@@ -1,0 +1,195 @@
+// The pool: idle workers spin for a moment and then sleep; the caller works too.
+//
+// A caller that waits for a worker which has lost its core to another process waits for a slice of the
+// scheduler's time, some milliseconds, far longer than a small call takes. So the pool watches its joins:
+// after one that stalled, calls of little work stay on the caller's thread for a while.
+#include "pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+namespace qgraph {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double SMALLEST = 8e3;    // nanoseconds of work: below, a second thread costs more than it gains
+constexpr double LITTLE = 3e5;      // of work: such calls stay on one thread while the cores are contended
+constexpr double STALL = 2.5e5;     // a join that took so much longer than its share of the work
+constexpr double COOL = 2.5e7;      // how long after a stall; doubles while it goes on, up to
+constexpr double COOLEST = 4e8;
+constexpr int SPINS = 2000;         // of a worker, before it yields its core between looks
+constexpr double AWAKE = 2e5;       // how long an idle worker stays awake
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+double now() { return std::chrono::duration<double, std::nano>(Clock::now().time_since_epoch()).count(); }
+
+int cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+int wanted() {
+  const char* text = std::getenv("QGRAPH_THREADS");
+  int n = text ? std::atoi(text) : 0;
+  return n > 0 ? n : cores();
+}
+
+std::atomic<int> g_threads{0};
+
+class Pool {
+ public:
+  static Pool& get() {  // never destroyed: workers may outlive the exit of main
+    static Pool* pool = new Pool;
+    return *pool;
+  }
+
+  void run(int count, int64_t tasks, double nanoseconds, pool::Task task, void* closure) {
+    std::unique_lock<std::mutex> turn(calls_, std::try_to_lock);
+    // Another stream is in here: its call has the workers, this one its own thread.
+    if (!turn || (nanoseconds < LITTLE && now() < cool_until_)) return alone(tasks, task, closure);
+    start(count - 1);
+    task_ = task, closure_ = closure, tasks_ = tasks;
+    helpers_.store(count - 1, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_relaxed);
+    // The round opens. Workers count themselves in and out; one that is late, and finds it closed or meets
+    // the next one, changes nothing: counts are added to, never set.
+    inside_.fetch_sub(CLOSED, std::memory_order_acq_rel);
+    round_.fetch_add(1, std::memory_order_seq_cst);
+    if (asleep_.load(std::memory_order_seq_cst)) {
+      std::lock_guard<std::mutex> lock(sleep_);
+      wake_.notify_all();
+    }
+    work();
+    join(nanoseconds / count);
+  }
+
+ private:
+  static void alone(int64_t tasks, pool::Task task, void* closure) {
+    for (int64_t i = 0; i < tasks; i++) task(closure, i);
+  }
+
+  void start(int workers) {
+    for (; started_ < workers; started_++) std::thread([this, id = started_] { loop(id); }).detach();
+  }
+
+  void work() {
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) task_(closure_, i);
+  }
+
+  // Close the round to workers that have not come yet, and wait for those inside. `share` is how long the
+  // call should take: a wait far beyond it means that a worker is not running.
+  void join(double share) {
+    int64_t inside = inside_.fetch_add(CLOSED, std::memory_order_acq_rel);
+    if (inside == 0) return;
+    double begun = now();
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != CLOSED; spins++)
+      spins < SPINS ? relax() : (void)sched_yield();
+    double waited = now() - begun;
+    if (waited > STALL + share) {
+      cooling_ = std::min(std::max(COOL, cooling_ * 2), COOLEST);
+      cool_until_ = begun + waited + cooling_;
+    } else if (now() > cool_until_ + cooling_) {
+      cooling_ = 0;
+    }
+  }
+
+  void loop(int id) {
+    uint64_t seen = round_.load(std::memory_order_acquire);
+    for (;;) {
+      seen = await(seen);
+      if (id >= helpers_.load(std::memory_order_relaxed)) continue;
+      if (inside_.fetch_add(1, std::memory_order_acq_rel) & CLOSED) {
+        inside_.fetch_sub(1, std::memory_order_acq_rel);  // too late: all tasks are taken
+        continue;
+      }
+      work();
+      inside_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  uint64_t await(uint64_t seen) {
+    double begun = now();
+    uint64_t round;
+    for (int spins = 1; (round = round_.load(std::memory_order_acquire)) == seen; spins++) {
+      relax();
+      if (spins % 256) continue;
+      if (spins > SPINS) sched_yield();
+      if (now() - begun < AWAKE) continue;
+      std::unique_lock<std::mutex> lock(sleep_);
+      asleep_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return round_.load(std::memory_order_seq_cst) != seen; });
+      asleep_.fetch_sub(1, std::memory_order_seq_cst);
+    }
+    return round;
+  }
+
+  static constexpr int64_t CLOSED = int64_t(1) << 40;
+
+  std::mutex calls_;  // held by the call that has the workers
+  pool::Task task_ = nullptr;
+  void* closure_ = nullptr;
+  int64_t tasks_ = 0;
+  int started_ = 0;
+  std::atomic<int> helpers_{0};
+  double cool_until_ = 0, cooling_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> inside_{CLOSED};
+  alignas(64) std::atomic<uint64_t> round_{0};
+  std::atomic<int> asleep_{0};
+  std::mutex sleep_;
+  std::condition_variable wake_;
+};
+
+struct Buffer {
+  void* memory = nullptr;
+  int64_t bytes = 0;
+  ~Buffer() { std::free(memory); }
+};
+
+}  // namespace
+
+int threads() {
+  int n = g_threads.load(std::memory_order_relaxed);
+  if (n == 0) g_threads.store(n = wanted(), std::memory_order_relaxed);
+  return n;
+}
+
+void set_threads(int n) { g_threads.store(std::max(1, n), std::memory_order_relaxed); }
+
+void pool::run(int64_t tasks, double nanoseconds, Task task, void* closure) {
+  int count = static_cast<int>(std::min<int64_t>(threads(), tasks));
+  if (count > 1 && nanoseconds >= SMALLEST) return Pool::get().run(count, tasks, nanoseconds, task, closure);
+  for (int64_t i = 0; i < tasks; i++) task(closure, i);
+}
+
+void* scratch(int slot, int64_t bytes) {
+  static thread_local Buffer buffers[8];
+  Buffer& buffer = buffers[slot];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.memory);
+    buffer.bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+    buffer.memory = std::aligned_alloc(64, buffer.bytes);
+    if (!buffer.memory) std::abort();
+  }
+  return buffer.memory;
+}
+
+}  // namespace qgraph

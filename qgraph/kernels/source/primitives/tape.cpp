@@ -1,0 +1,7 @@
+#include "../module.h"
+
+namespace qgraph {
+
+void bind_tape(nb::module_&) {}
+
+}  // namespace qgraph
