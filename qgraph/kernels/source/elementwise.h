@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdlib>
 
-#include "math.h"
+#include "functions.h"
 
 namespace qgraph::QGRAPH_ISA {
 

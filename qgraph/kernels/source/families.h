@@ -2,6 +2,8 @@
 #pragma once
 #include "types.h"
 //
+#include "functions.h"
+//
 #include "attention.h"
 #include "dense.h"
 #include "elementwise.h"

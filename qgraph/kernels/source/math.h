@@ -1,8 +1,0 @@
-// exp, tanh and the like on vectors.
-#pragma once
-
-namespace qgraph::QGRAPH_ISA {
-
-
-
-}  // namespace qgraph::QGRAPH_ISA
