@@ -3,7 +3,7 @@
 rope(x, offset) → x * [cos, cos] + [b, a] * [-sin, sin]    a, b the halves of x; the angles serve several x
 
 On a CPU MLX makes the tables anew in every call of rope: twice in each layer of a model. The GPUs' kernels
-make none. The numbers are the same to the last bit: MLX computes a * cos - b * sin and a * sin + b * cos.
+make none, and the native CPU kernel makes them once for all heads. The numbers are the same to the last bit: MLX computes a * cos - b * sin and a * sin + b * cos.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ShareRope(qg.Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         """One sweep."""
         groups: dict[Key, list[Node]] = {}
-        for node in graph.find("rope") if context.device == "cpu" else ():
+        for node in graph.find("rope") if context.device == "cpu" and not context.native else ():
             if node.inputs[0].type.ndim == 4:
                 groups.setdefault(_key(node), []).append(node)
 

@@ -6,7 +6,7 @@ addmm(c, x, w.T)   → dot(w, contiguous(x.T)).T + c
 MLX's Linux wheel brings the reference BLAS, which multiplies by a transposed matrix with sums of single
 numbers, at less than half of the speed. Here the activations are copied, which are small, and never the
 weights; every sum is of the same terms in the same order, so that the bits stay. With another BLAS nothing
-is lost but the copy of the activations.
+is lost but the copy of the activations. The native CPU kernels multiply either way.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ class TurnDot(qg.Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         """One sweep."""
 
+        slow_device = context.device == "cpu" and not context.native
+
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
-            if context.device == "cpu" and _is_slow(node, inputs) and context.burn():
+            if slow_device and _is_slow(node, inputs) and context.burn():
                 return (_turned(graph, node, inputs, context.ordinal),)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
             return node.outputs if same else graph.builder.add(node.op, inputs, node.origin).outputs

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from qgraph._errors import QGraphError
 from qgraph.execute.vmap import first_activations
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.op import Constant, Input, Operand, Storage, literal
+from qgraph.ir.op import KERNEL, NATIVE, Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
 from qgraph.ops import random_bits, tiled
@@ -43,7 +43,7 @@ class _Writer:
         self.asides: dict[str, str] = {}  # source that is a statement of its own, and its name
         # copy: what index_update binds; float and slice: what literals and subscripts call.
         self.taken: set[str] = {"mx", "program", "copy", "float", "slice", GUARD}
-        self.taken |= {random_bits.FUNCTION, tiled.FUNCTION}
+        self.taken |= {random_bits.FUNCTION, tiled.FUNCTION, NATIVE}
         self.labels = names_of(graph)
         self.unguarded = set(first_activations(graph))
 
@@ -83,7 +83,7 @@ class _Writer:
         if isinstance(node.op, Constant):
             self.names[node.outputs[0]] = self.constant(node.op, self.labels[node.outputs[0]], node.types)
             return
-        if node.op.name in PRODUCTS:
+        if node.op.name in PRODUCTS and not getattr(node.op, KERNEL):  # native ones have a rule for vmap
             self.guard(node.inputs[0])
         empty = nothing(node)
         operands = tuple(self.names[v] for v in node.inputs) if empty else self.prepared(node)

@@ -14,13 +14,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from qgraph import kernels
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.execute.emit import GUARD, Emitted, emit
 from qgraph.execute.nonfinite import debugging, watched
 from qgraph.execute.vmap import refuse_vmap
 from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.graph import Graph
-from qgraph.ir.op import Input
+from qgraph.ir.op import NATIVE, Input
 from qgraph.ir.types import TensorType
 from qgraph.ops import random_bits, tiled
 
@@ -40,7 +41,7 @@ class Program:
         self.graph = graph
         self.emitted = emit(graph)
         function = load(self.emitted)
-        program: Flat = mx.compile(function) if compiling() else function
+        program: Flat = mx.compile(function) if compiling() else taped(function)
         self.trusted: Flat = watched(program, graph, load) if debugging() else program
 
     def run(self, *arrays: mx.array) -> tuple[mx.array, ...]:
@@ -74,10 +75,21 @@ class Program:
         return self.emitted.source
 
 
+def taped(function: Flat) -> Flat:
+    """`function` without Python an op from its second call on, where there is a native library.
+
+    ``QGRAPH_COMPILE=0`` leaves it as it is, to be stepped through.
+    """
+    library = kernels.library()
+    if library is None or os.environ.get("QGRAPH_COMPILE") == "0":
+        return function
+    return library.Taped(function)
+
+
 def load(emitted: Emitted) -> Flat:
     """The function that `emitted` defines, its constants made."""
     functions = {random_bits.FUNCTION: random_bits.draw, tiled.FUNCTION: tiled.tiled_matmul}
-    namespace: dict[str, Any] = {"mx": mx, GUARD: refuse_vmap, **functions}
+    namespace: dict[str, Any] = {"mx": mx, NATIVE: kernels.library(), GUARD: refuse_vmap, **functions}
     exec(compile(emitted.source, "<qgraph program>", "exec"), namespace)
     constants = [namespace[name] for name, _ in emitted.constants]
     if constants and not _in_transformation(constants):

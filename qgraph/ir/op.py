@@ -30,6 +30,11 @@ class Storage(NamedTuple):
 
 Operand = str | Storage
 
+# The parameter of an op that has more than one way to be computed: "" is MLX's own, "native" a kernel of
+# `qgraph.kernels`. It changes no meaning, is set by passes that know the device, and printed where set.
+KERNEL = "kernel"
+NATIVE = "native"  # what programs call the module of native kernels
+
 
 def _not_a_view(op: Op, *types: TensorType) -> Packing | str:
     del types
@@ -74,6 +79,11 @@ class Op:
         del inputs
         return self.mlx.format(*operands, out=_TypeText(outputs[0]), **self.literals())
 
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """The op as one of qgraph's native CPU kernels computes it; None where none does, or none gains."""
+        del inputs, outputs
+        return None
+
     def aside(self, operands: tuple[Operand, ...], inputs: Types) -> dict[int, str]:
         """What `emit` is to be given for some operands (by number): source that is made once, before it."""
         del operands, inputs
@@ -90,7 +100,7 @@ class Op:
 
     def __str__(self) -> str:
         """``name{param=value}``, as in the text form."""
-        shown = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != KERNEL or getattr(self, KERNEL)]
         text = ", ".join(f"{k}={v if isinstance(v, Quantization) else repr(v)}" for k, v in shown)
         return f"{self.name}{{{text}}}" if text else self.name
 

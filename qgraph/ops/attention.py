@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import NATIVE, Op, Operand, Types
 from qgraph.ir.types import TensorType
+from qgraph.ops import native
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.nn import check_float
 
@@ -33,6 +34,7 @@ class Attention(Op):
     scale: float = 1.0
     mask: str | None = None
     sinks: bool = False
+    kernel: str = ""
 
     def infer(self, q: TensorType, k: TensorType, v: TensorType, *rest: TensorType) -> TensorType:
         """(batch, heads, length of q, features of v), in the promoted dtype."""
@@ -84,7 +86,12 @@ class Attention(Op):
         mask = rest.pop(0) if self.mask == "array" else repr(self.mask)
         sinks = f", sinks={rest[0]}" if rest else ""
         arguments = f"{q}, {k}, {v}, scale={self.scale!r}, mask={mask}{sinks}"
-        return f"mx.fast.scaled_dot_product_attention({arguments})"
+        return f"{NATIVE if self.kernel else 'mx.fast'}.scaled_dot_product_attention({arguments})"
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For the float types, masks of them or of booleans."""
+        known = all(t.dtype in native.DTYPES or t.dtype.name == "bool" for t in inputs)
+        return replace(self, kernel=NATIVE) if known else None
 
     def reference(self, q: Any, k: Any, v: Any, *rest: Any) -> Any:
         """The formula. A row whose keys are all masked attends to all equally, as on MLX's CPU path."""

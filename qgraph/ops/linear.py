@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from string import ascii_letters
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import promote
-from qgraph.ir.op import Op, Operand, Types, literal
+from qgraph.ir.op import NATIVE, Op, Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes, normalize_axis
+from qgraph.ops import native
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.elementwise import multiply
 from qgraph.ops.packed import check_inner
@@ -59,6 +60,7 @@ class Dot(Op):
 
     name = "dot"
     mlx = "mx.matmul({0}, {1})"
+    kernel: str = ""
 
     def infer(self, a: TensorType, b: TensorType) -> TensorType:
         """Matmul's shape; the promoted dtype, which must be a float."""
@@ -77,6 +79,14 @@ class Dot(Op):
             check_inner(message, column, a, -1)
 
     reference = staticmethod(np.matmul)
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """`mx.matmul`, or the native kernel."""
+        return native.call("matmul", *operands) if self.kernel else super().emit(operands, inputs, outputs)
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For the float types; an empty sum is left to MLX."""
+        return replace(self, kernel=NATIVE) if native.floats(*inputs) and inputs[0].size else None
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One multiplication and one addition per term."""
@@ -131,6 +141,7 @@ class AddMm(Op):
     mlx = "mx.addmm({0}, {1}, {2}, alpha={alpha}, beta={beta})"
     alpha: float = 1.0
     beta: float = 1.0
+    kernel: str = ""
 
     def infer(self, c: TensorType, a: TensorType, b: TensorType) -> TensorType:
         """Matmul's shape, to which c broadcasts; the promoted dtype, which must be a float."""
@@ -144,6 +155,8 @@ class AddMm(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.addmm`; without terms the sum is c alone."""
+        if self.kernel:
+            return f"mx.add({native.call('matmul', *operands[1:])}, {operands[0]})"
         if inputs[1].shape[-1]:
             return super().emit(operands, inputs, outputs)
         out = outputs[0]
@@ -153,6 +166,11 @@ class AddMm(Op):
         """The formula."""
         product: Any = np.matmul(a, b)
         return self.alpha * product + self.beta * c
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """A native product and a sum."""
+        plain = (self.alpha, self.beta) == (1.0, 1.0) and inputs[1].size > 0
+        return replace(self, kernel=NATIVE) if plain and native.floats(*inputs) else None
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         """One multiplication and one addition per term, and those of c."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -11,14 +11,21 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import DType, promote
-from qgraph.ir.op import Operand, Types, literal
+from qgraph.ir.op import NATIVE, Op, Operand, Types, literal
 from qgraph.ir.types import Shape, TensorType, broadcast_shapes
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand, shape_of
 from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.indexing import index_operand
 from qgraph.ops.linear import matmul_shape
 from qgraph.ops.packed import check_inner
-from qgraph.ops.quantized import kernel_dtype, scaled, scheme_arguments, stored
+from qgraph.ops.quantized import (
+    has_native_product,
+    kernel_dtype,
+    native_product,
+    scaled,
+    scheme_arguments,
+    stored,
+)
 
 __all__ = ["gather_mm", "gather_qmm"]
 
@@ -143,6 +150,7 @@ class GatherQmm(GatherMm):
     name = "gather_qmm"
     packed = True
     transpose: bool = True
+    kernel: str = ""
 
     def infer(self, a: TensorType, b: TensorType, *indices: TensorType) -> TensorType:
         """As gather_mm, in the dtype of the kernel."""
@@ -164,6 +172,9 @@ class GatherQmm(GatherMm):
         x, w, *indices = operands
         if not indices and inputs[0].ndim < 3 <= inputs[1].ndim:
             x = f"{x}[None]"  # MLX would take a lower rank of x to mean the first matrix of w only
+        if self.kernel:
+            lhs, rhs = indices[0] if self.lhs else None, indices[-1] if self.rhs else None
+            return native_product(self.name, self, x, w, packing, lhs, rhs, sorted_indices=self.sorted_indices)
         call = (
             f"mx.gather_qmm({x}, {w.packed}, {w.scales}, {w.biases}, {self.arguments(tuple(indices))}, "
             f"transpose={self.transpose}, {scheme_arguments(packing.quantization)})"
@@ -174,6 +185,10 @@ class GatherQmm(GatherMm):
         """Take the matrices, then multiply."""
         x, w, valid = self.taken(a, b, indices)
         return read(np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w), valid, 2)
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For every packing."""
+        return replace(self, kernel=NATIVE) if has_native_product(inputs, outputs) else None
 
 
 @frontend

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import F32, promote
-from qgraph.ir.op import Op, Operand, Types
+from qgraph.ir.op import NATIVE, Op, Operand, Types
 from qgraph.ir.types import TensorType
+from qgraph.ops import native
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.elementwise import add, logaddexp, maximum, multiply, power, sigmoid, silu, tanh
 
@@ -56,6 +57,7 @@ class RmsNorm(Op):
     name = "rms_norm"
     flops_per_element = 5
     eps: float = 1e-5
+    kernel: str = ""
 
     def infer(self, x: TensorType, *weight: TensorType) -> TensorType:
         """The shape of x; the promoted dtype."""
@@ -64,12 +66,18 @@ class RmsNorm(Op):
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.fast.rms_norm`."""
         x, *weight = operands
+        if self.kernel:
+            return native.call("rms_norm", x, weight[0] if weight else None, eps=self.eps)
         return f"mx.fast.rms_norm({x}, {weight[0] if weight else None}, {self.eps!r})"
 
     def reference(self, x: Any, *weight: Any) -> Any:
         """The formula."""
         out = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + self.eps) if x.size else np.array(x)
         return out * weight[0] if weight else out
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For the float types."""
+        return replace(self, kernel=NATIVE) if native.floats(*inputs) else None
 
 
 @frontend
@@ -90,6 +98,7 @@ class LayerNorm(Op):
     eps: float = 1e-5
     weight: bool = True
     bias: bool = True
+    kernel: str = ""
 
     def infer(self, x: TensorType, *parameters: TensorType) -> TensorType:
         """The shape of x; the promoted dtype."""
@@ -104,6 +113,8 @@ class LayerNorm(Op):
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.fast.layer_norm`."""
         weight, bias = self._split(operands[1:])
+        if self.kernel:
+            return native.call("layer_norm", operands[0], weight, bias, eps=self.eps)
         return f"mx.fast.layer_norm({operands[0]}, {weight}, {bias}, {self.eps!r})"
 
     def reference(self, x: Any, *parameters: Any) -> Any:
@@ -115,6 +126,10 @@ class LayerNorm(Op):
             out = centred / np.sqrt(np.mean(np.square(centred), -1, keepdims=True) + self.eps)
         out = out if weight is None else out * weight
         return out if bias is None else out + bias
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For the float types."""
+        return replace(self, kernel=NATIVE) if native.floats(*inputs) else None
 
 
 @frontend
@@ -141,6 +156,7 @@ class Rope(Op):
     base: float | None = 10000.0
     scale: float = 1.0
     offset: int | None = 0
+    kernel: str = ""
 
     def infer(self, x: TensorType, *rest: TensorType) -> TensorType:
         """The type of x."""
@@ -168,10 +184,15 @@ class Rope(Op):
         x, *rest = operands
         offset = rest.pop(0) if self.offset is None else self.offset
         freqs = f", freqs={rest[0]}" if rest else ""
+        name = f"{NATIVE}.rope" if self.kernel else "mx.fast.rope"
         return (
-            f"mx.fast.rope({x}, {self.dims}, traditional={self.traditional}, base={self.base!r}, "
+            f"{name}({x}, {self.dims}, traditional={self.traditional}, base={self.base!r}, "
             f"scale={self.scale!r}, offset={offset}{freqs})"
         )
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For the float types."""
+        return replace(self, kernel=NATIVE) if native.floats(inputs[0]) else None
 
     def reference(self, x: Any, *rest: Any) -> Any:
         """Rotation by position * scale * base^(-2i / dims), or position * scale / freqs[i]."""

@@ -6,7 +6,7 @@ biases appears only when they are emitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import F32, U8, promote
 from qgraph.ir.graph import Node
-from qgraph.ir.op import Op, Operand, Storage, Types, literal
+from qgraph.ir.op import NATIVE, Op, Operand, Storage, Types, literal
 from qgraph.ir.types import Packing, TensorType, broadcast_shapes
-from qgraph.ops import tiled
+from qgraph.ops import native, tiled
 from qgraph.ops.dispatch import Array, ArrayLike, apply, frontend, operand
 from qgraph.ops.indexed import Indexed, check_indices, in_range, read
 from qgraph.ops.packed import check_inner
@@ -72,18 +72,15 @@ def kernel_dtype(x: TensorType, packing: Packing) -> TensorType:
 class QuantizedMatmul(Op):
     """x @ w.T (transpose) or x @ w for a packed w, without unpacking it.
 
-    Dtype as MLX's kernel: affine promotes x with the scales; the fp modes keep x's. `tiled` is how it is
-    computed (see `qgraph.ops.tiled`), which `legalize` chooses for a CPU.
+    Dtype as MLX's kernel: affine promotes x with the scales; the fp modes keep x's. `kernel` is how it is
+    computed, which `legalize` chooses for a CPU: "native", "int8" (native too, with activations rounded to
+    8 bits) or "tiled" (see `qgraph.ops.tiled`).
     """
 
     name = "quantized_matmul"
     packed = True
     transpose: bool = True
-    tiled: bool = False
-
-    def __str__(self) -> str:
-        """Name and parameters, the way of computing only where it is not the usual one."""
-        return f"{self.name}{{transpose={self.transpose}{', tiled=True' if self.tiled else ''}}}"
+    kernel: str = ""
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         packing = stored(self.name, w)
@@ -108,7 +105,9 @@ class QuantizedMatmul(Op):
         if out.size == 0 or inputs[0].size == 0:  # no results, or sums of no terms
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         x, w = operands
-        if self.tiled:
+        if self.kernel in KERNELS_OF_PRODUCTS:
+            return native_product("quantized_matmul", self, x, w, packing)
+        if self.kernel == "tiled":
             q = packing.quantization
             arguments = f"{x}, {w.packed}, {w.scales}, {w.biases}, group_size={q.group_size}, bits={q.bits}"
             return f"{tiled.FUNCTION}({arguments})"
@@ -118,11 +117,33 @@ class QuantizedMatmul(Op):
         )
         return scaled(call, w, out)
 
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """Every packing has a native kernel."""
+        return replace(self, kernel=NATIVE) if has_native_product(inputs, outputs) else None
+
     def reference(self, x: Any, w: Any) -> Any:
         return np.matmul(x, np.swapaxes(w, -1, -2) if self.transpose else w)
 
     def flops(self, inputs: Types, outputs: Types) -> int:
         return 2 * prod(outputs[0].shape) * inputs[0].shape[-1]
+
+
+KERNELS_OF_PRODUCTS = {NATIVE: "", "int8": "int8"}  # and what they do to the activations
+
+
+def native_product(function: str, op: Any, x: str, w: Storage, packing: Packing, *more: object, **keywords: object) -> str:
+    """Source of a product by a native kernel."""
+    keywords |= {"transpose": op.transpose, **native.scheme(packing.quantization)}
+    if activations := KERNELS_OF_PRODUCTS[op.kernel]:
+        keywords["activations"] = activations
+    return native.call(function, x, *native.components(w), *more, **keywords)
+
+
+def has_native_product(inputs: Types, outputs: Types) -> bool:
+    """Whether there is a native kernel for the activations, the scales and the result of a product."""
+    x, w = inputs[:2]
+    scales = () if w.packing is None or not w.packing.quantization.has_biases else (w.packing.scales,)
+    return native.floats(x, *outputs) and all(s in native.DTYPES for s in scales)
 
 
 def scaled(call: str, w: Storage, out: TensorType) -> str:
@@ -170,10 +191,17 @@ class QuantizedLoraMatmul(QuantizedMatmul):
         if out.size == 0:
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         base = super().emit((x, w), inputs[:2], outputs)
+        if self.kernel:
+            low = f"{native.call('matmul', x, a)} * mx.reshape({scale}, ())"
+            return f"({base} + {native.call('matmul', low, b)}).astype({literal(out.dtype)})"
         low = f"mx.matmul({x}, {a}) * mx.reshape({scale}, ())"
         if out.ndim == 1:  # addmm wants matrices
             return f"({base} + mx.matmul({low}, {b})).astype({literal(out.dtype)})"
         return f"mx.addmm({base}, {low}, {b}).astype({literal(out.dtype)})"
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """Where the adapter's products have native kernels too."""
+        return super().native(inputs, outputs) if native.floats(*inputs[2:4]) else None
 
     def reference(self, x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().reference(x, w) + np.reshape(scale, ()) * np.matmul(np.matmul(x, a), b)
@@ -202,6 +230,7 @@ class QuantizedTake(Indexed):
     name = "quantized_take"
     packed = True
     axis: int = 0
+    kernel: str = ""
 
     def infer(self, w: TensorType, indices: TensorType) -> TensorType:
         stored(self.name, w)
@@ -220,12 +249,23 @@ class QuantizedTake(Indexed):
         out = outputs[0]
         if out.size == 0:
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
+        if self.kernel:
+            packing = stored(self.name, inputs[0])
+            keywords = native.scheme(packing.quantization)
+            arguments = native.call("quantized_take", *native.components(w), indices, **keywords)
+            return f"{arguments[:-1]}, dtype={literal(out.dtype)})"
         # One row would leave vectors, which MLX does not unpack.
         rows = indices if out.ndim > 1 else f"mx.reshape({indices}, (1,))"
         parts = [p and f"mx.take({p}, {rows}, axis={self.axis})" for p in w[:3]]
         taken = Storage(parts[0], parts[1], parts[2], w.global_scale)
         text = unpacked(taken, inputs[0], out.size)
         return text if rows == indices else f"mx.reshape({text}, {out.shape})"
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For rows of a matrix."""
+        w, indices = inputs
+        rows = w.ndim == 2 and self.axis == 0 and indices.dtype.is_int
+        return replace(self, kernel=NATIVE) if rows and has_native_product((w.dense(), w), outputs) else None
 
     def indexed(self, inputs: Types) -> dict[int, tuple[int, int]]:
         """The indices, of the axis."""
@@ -277,6 +317,7 @@ class Dequantize(Op):
     name = "dequantize"
     packed = True
     flops_per_element = 2
+    kernel: str = ""
 
     def infer(self, w: TensorType) -> TensorType:
         if w.packing is None:
@@ -289,10 +330,22 @@ class Dequantize(Op):
         if t.size == 0:
             return f"mx.zeros({t.shape}, {literal(t.dtype)})"
         order = t.storage_axes
-        text = unpacked(operands[0], t, t.size)
+        text = self.unpacked(operands[0], t)
         if order == tuple(range(t.ndim)):
             return text
         return Transpose.mlx.format(text, axes=tuple(order.index(i) for i in range(t.ndim)))
+
+    def unpacked(self, w: Storage, t: TensorType) -> str:
+        """Source of the numbers in the order in which they are stored."""
+        if not self.kernel:
+            return unpacked(w, t, t.size)
+        assert t.packing is not None
+        keywords = native.scheme(t.packing.quantization)
+        return f"{native.call('dequantize', *native.components(w), **keywords)[:-1]}, dtype={literal(t.dtype)})"
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """For every packing."""
+        return replace(self, kernel=NATIVE) if has_native_product((outputs[0], inputs[0]), outputs) else None
 
     def reference(self, w: Any) -> Any:
         return w

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod as product
 from typing import Any, ClassVar, cast
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import BOOL, F32, I8, I16, I32, U8, U16, U32, DType, floating
-from qgraph.ir.op import Op, Operand, Types, literal
+from qgraph.ir.op import NATIVE, Op, Operand, Types, literal
 from qgraph.ir.types import TensorType, normalize_axis
+from qgraph.ops import native
 from qgraph.ops.dispatch import Array, ArrayLike, apply, as_axes, frontend, operand, shape_of
 from qgraph.ops.elementwise import Rule, boolean, same
 
@@ -264,6 +265,7 @@ class Softmax(Op):
     flops_per_element = 12
     axes: tuple[int, ...] = ()
     precise: bool = True
+    kernel: str = ""
 
     def infer(self, x: TensorType) -> TensorType:
         """The type of x, which must be a float: MLX would truncate the quotients to integers."""
@@ -277,6 +279,8 @@ class Softmax(Op):
 
     def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
         """`mx.softmax`, whose `precise` means float32 inside."""
+        if self.kernel:
+            return native.call("softmax", *operands)
         precise = ", precise=True" if self.precise and widens(inputs[0].dtype) else ""
         return f"mx.softmax({operands[0]}, axis={literal(self.axes)}{precise})"
 
@@ -285,6 +289,11 @@ class Softmax(Op):
         with np.errstate(invalid="ignore"):
             e = np.exp(x - np.max(x, self.axes, keepdims=True, initial=-np.inf))
             return e / np.sum(e, self.axes, keepdims=True)
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """Along the last axis, precise."""
+        last = inputs[0].ndim > 0 and tuple(a % inputs[0].ndim for a in self.axes) == (inputs[0].ndim - 1,)
+        return replace(self, kernel=NATIVE) if last and native.floats(*inputs) else None
 
 
 @frontend

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from qgraph import kernels
 from qgraph._errors import RuleError
 from qgraph.ir.graph import Graph, Node
 from qgraph.rewrite.match import Miss
@@ -42,17 +43,23 @@ class Context:
     """One run of a pipeline.
 
     `fuel` bounds the number of rewrites (``QGRAPH_FUEL=n`` stops after the n-th, for bisecting); every
-    rewrite has an ordinal below it. `traced` is the graph before all passes. `notes` are sentences by
+    rewrite has an ordinal below it. `native` is whether ops may be given native CPU kernels; unless said,
+    where the device is a CPU that has them. `traced` is the graph before all passes. `notes` are sentences by
     node: why something was not rewritten.
     """
 
     device: str = field(default_factory=device_kind)
+    native: bool = None  # pyright: ignore[reportAssignmentType]  (until __post_init__)
     fuel: int | None = field(default_factory=_fuel)
     traced: Graph | None = None
     ordinal: int = 0
     statistics: dict[str, Statistics] = field(default_factory=dict[str, Statistics])
     misses: dict[tuple[str, Node], Miss] = field(default_factory=dict[tuple[str, Node], Miss])
     notes: dict[Node, str] = field(default_factory=dict[Node, str])
+
+    def __post_init__(self) -> None:
+        if self.native is None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.native = self.device == "cpu" and kernels.library() is not None
 
     def burn(self) -> bool:
         """Take fuel for one rewrite; False when it is used up."""

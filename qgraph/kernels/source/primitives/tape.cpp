@@ -1,6 +1,7 @@
 // A program run once in Python, and from then on built in C++: no Python an op.
 //
 // mx.compile does the same, and more: on a CPU it also fuses element-wise ops by running a C++ compiler.
+#include <map>
 #include <unordered_map>
 
 #include "../module.h"
@@ -30,6 +31,7 @@ class Tape {
     for (auto& output : outputs) record(output);
     for (auto& output : outputs) outputs_.push_back(place_.at(output.id()));
     place_.clear();
+    kept_.clear();
   }
 
   nb::tuple operator()(nb::args arguments) const {
@@ -52,8 +54,6 @@ class Tape {
     for (size_t place : outputs_) results.append(nb::cast(*values[place]));
     return nb::tuple(results);
   }
-
-  size_t size() const { return steps_.size(); }
 
  private:
   struct Step {
@@ -105,13 +105,32 @@ class Tape {
   Arrays kept_;
 };
 
+// A program with a tape for every stream on which it is called: ops remember the one they were made on.
+class Taped {
+ public:
+  explicit Taped(nb::callable program) : program_(std::move(program)) {}
+
+  nb::tuple operator()(nb::args arguments) {
+    auto& tape = tapes_[current_stream().index];
+    if (!tape) {
+      auto made = std::make_shared<Tape>(program_, arguments);
+      tapes_[current_stream().index] = made;  // not `tape`: the program may have let other threads in
+      return (*made)(arguments);
+    }
+    return (*std::shared_ptr<Tape>(tape))(arguments);
+  }
+
+ private:
+  nb::callable program_;
+  std::map<int, std::shared_ptr<Tape>> tapes_;
+};
+
 }  // namespace
 
 void bind_tape(nb::module_& m) {
-  nb::class_<Tape>(m, "Tape", "The ops that a program of arrays made, to be made again for other arrays.")
-      .def(nb::init<nb::callable, nb::args>())
-      .def("__call__", &Tape::operator())
-      .def("__len__", &Tape::size);
+  nb::class_<Taped>(m, "Taped", "A program of arrays, whose ops are made without Python from its second call on.")
+      .def(nb::init<nb::callable>())
+      .def("__call__", &Taped::operator());
 }
 
 }  // namespace qgraph
