@@ -1,47 +1,20 @@
-"""The native CPU kernels, compiled on the user's machine at their first use."""
+"""Native kernels for CPUs: MLX primitives in C++, compiled on the user's machine at their first use.
 
-from __future__ import annotations
+The source lies in ``source/``. `library` gives the compiled module, or None where there is none. How it gets
+there: ``toolchain`` says what the machine has, ``build`` compiles, ``selftest`` tries the result in a process
+of its own, ``store`` keeps it in the user's cache, ``maker`` does these in order,
+``finder`` decides, and ``library`` holds what it found.
 
-import os
-import sys
-import threading
-from functools import cache
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from types import ModuleType
+Variables of the environment:
 
-from qgraph._errors import QGraphError
+- ``QGRAPH_KERNELS``: ``auto`` (the default), ``off``, or the path of a built module.
+- ``QGRAPH_ISA``: the instruction set, instead of the best that the CPU has; ``all`` compiles every one.
+- ``QGRAPH_THREADS``: how many threads a kernel uses at most, instead of one for each core.
+- ``QGRAPH_CACHE``: the folder for what is compiled, instead of ``~/.cache/qgraph``.
+- ``CXX``: the compiler.
+"""
 
-__all__ = ["library"]
+from qgraph.kernels.library import build, library, status
+from qgraph.kernels.state import Status
 
-_LOCK = threading.RLock()
-
-
-def library() -> ModuleType | None:
-    """The module of native kernels, or None where there is none."""
-    with _LOCK:
-        return _library()
-
-
-@cache
-def _library() -> ModuleType | None:
-    wanted = os.environ.get("QGRAPH_KERNELS", "auto")
-    if wanted == "off":
-        return None
-    if wanted.endswith(".so"):
-        return _load(wanted)
-    if wanted in ("", "auto"):
-        return None
-    raise QGraphError(f"QGRAPH_KERNELS is {wanted!r}", fix="auto, off, or the path of a built module (.so)")
-
-
-def _load(path: str) -> ModuleType:
-    import mlx.core  # noqa: F401  (the module links to its library)
-
-    name = "qgraph.kernels._native"
-    spec = spec_from_file_location(name, path, loader=ExtensionFileLoader(name, path))
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
-    return module
+__all__ = ["Status", "build", "library", "status"]
