@@ -265,7 +265,7 @@ def labels_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def jit(function: Callable[..., Any], /) -> JitFunction: ...
 @overload
 def jit(
-    *, pipeline: str | None = None, strict: bool = False, maxsize: int = 256
+    *, pipeline: str | None = None, strict: bool = False, activations: str = "", maxsize: int = 256
 ) -> Callable[[Callable[..., Any]], JitFunction]: ...
 def jit(
     function: Callable[..., Any] | None = None,
@@ -273,6 +273,7 @@ def jit(
     *,
     pipeline: str | None = None,
     strict: bool = False,
+    activations: str = "",
     maxsize: int = 256,
 ) -> Any:
     """Compile a function of arrays, QuantizedTensors and trees of them.
@@ -283,7 +284,9 @@ def jit(
     composes with mx.grad, mx.value_and_grad and, without quantized operands, mx.vmap.
 
     `pipeline` replaces the default passes (`qg.rewrite.DEFAULT`); `strict` raises StrictError where a
-    quantized operand would be unpacked. Errors: TraceError for what cannot be traced, with the line.
+    quantized operand would be unpacked; ``activations="int8"`` lets a CPU's native kernels round what they
+    multiply packed weights by to 8 bits, which is faster and less exact.
+    Errors: TraceError for what cannot be traced, with the line.
 
     >>> import mlx.core as mx, qgraph as qg
     >>> @qg.jit
@@ -295,9 +298,7 @@ def jit(
     >>> layer.cache_info().misses
     1
     """
-    passes = Pipeline.parse(DEFAULT if pipeline is None else pipeline)
-    if strict:
-        passes = passes.with_option("strict", True)
+    passes = Pipeline.chosen(pipeline, strict, activations)
     if function is None:
         return partial(JitFunction, pipeline=passes, maxsize=maxsize)
     return JitFunction(function, passes, maxsize)

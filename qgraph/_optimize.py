@@ -19,7 +19,6 @@ from qgraph.ir import Builder
 from qgraph.ir.origin import depth_of_user
 from qgraph.ops.dispatch import type_of
 from qgraph.rewrite import Pipeline
-from qgraph.rewrite.pipeline import DEFAULT
 from qgraph.trace.tree import flatten, unflatten
 from qgraph.trace.twice import Traced
 
@@ -87,6 +86,7 @@ def optimize(
     *,
     pipeline: str | None = None,
     strict: bool = False,
+    activations: str = "",
     fallback: bool = False,
     maxsize: int = 24,
 ) -> Any:
@@ -102,8 +102,10 @@ def optimize(
     that `qg.jit` makes. Weights are read at every call. mlx-lm's caches are updated as by the original.
 
     `pipeline` replaces the default passes; `strict` raises StrictError where a quantized operand would be
-    unpacked; `fallback` runs the original where it cannot be captured, and says so once; `maxsize` bounds the
-    programs that are kept. Errors: TraceError for what cannot be captured, with the module and the line.
+    unpacked; ``activations="int8"`` lets a CPU's native kernels round what they multiply packed weights by to
+    8 bits, which is faster and less exact; `fallback` runs the original where it cannot be captured, and says
+    so once; `maxsize` bounds the programs that are kept.
+    Errors: TraceError for what cannot be captured, with the module and the line.
 
     >>> import mlx.core as mx, mlx.nn as nn, qgraph as qg
     >>> layer = nn.Linear(64, 32)
@@ -112,9 +114,7 @@ def optimize(
     >>> fast(mx.ones((1, 64))).shape, fast.qgraph.report(mx.ones((1, 64))).counts()
     ((1, 32), {'quantized_matmul': 1})
     """
-    passes = Pipeline.parse(DEFAULT if pipeline is None else pipeline)
-    if strict:
-        passes = passes.with_option("strict", True)
+    passes = Pipeline.chosen(pipeline, strict, activations)
     if isinstance(target, import_module("mlx.nn").Module):
         return optimize_module(target, passes, maxsize, fallback)
     if isinstance(target, (str, Path)):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import qgraph as qg
-from qgraph._errors import RuleError, StrictError
+from qgraph._errors import QGraphError, RuleError, StrictError
 from qgraph.ir import Builder, Graph, Node, Value
 from qgraph.ir.dtypes import F32
 from qgraph.ir.op import Op
@@ -52,7 +52,12 @@ class Legalize(qg.Pass):
             raise RuleError(f"legalize: activations={self.activations!r}", fix="leave it out, or say int8")
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        """One sweep."""
+        """One sweep. Errors: QGraphError where activations are to be rounded and no kernel does it."""
+        if self.activations and not context.native:
+            raise QGraphError(
+                f"activations={self.activations!r} needs the native CPU kernels, which are not in use",
+                fix="leave it out; `qgraph doctor` says why there are none",
+            )
 
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
             return _Legal(graph.builder, node, context, self.activations).results(inputs)

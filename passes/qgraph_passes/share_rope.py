@@ -3,7 +3,8 @@
 rope(x, offset) → x * [cos, cos] + [b, a] * [-sin, sin]    a, b the halves of x; the angles serve several x
 
 On a CPU MLX makes the tables anew in every call of rope: twice in each layer of a model. The GPUs' kernels
-make none, and the native CPU kernel makes them once for all heads. The numbers are the same to the last bit: MLX computes a * cos - b * sin and a * sin + b * cos.
+make none, and the native CPU kernel makes them once for all heads. The numbers are the same to the last bit:
+MLX computes a * cos - b * sin and a * sin + b * cos.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ class TurnDot(qg.Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """One sweep."""
-
         slow_device = context.device == "cpu" and not context.native
 
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:

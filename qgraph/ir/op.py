@@ -100,7 +100,9 @@ class Op:
 
     def __str__(self) -> str:
         """``name{param=value}``, as in the text form."""
-        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != KERNEL or getattr(self, KERNEL)]
+        shown = [
+            (f.name, getattr(self, f.name)) for f in fields(self) if f.name != KERNEL or getattr(self, KERNEL)
+        ]
         text = ", ".join(f"{k}={v if isinstance(v, Quantization) else repr(v)}" for k, v in shown)
         return f"{self.name}{{{text}}}" if text else self.name
 

@@ -159,9 +159,9 @@ from qgraph.ops.nn import (
     softplus,
     swiglu,
 )
+from qgraph.ops.quantize import quantize
 from qgraph.ops.quantized import (
     dequantize,
-    quantize,
     quantized_lora_matmul,
     quantized_matmul,
     quantized_take,

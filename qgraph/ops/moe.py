@@ -174,7 +174,7 @@ class GatherQmm(GatherMm):
             x = f"{x}[None]"  # MLX would take a lower rank of x to mean the first matrix of w only
         if self.kernel:
             lhs, rhs = indices[0] if self.lhs else None, indices[-1] if self.rhs else None
-            return native_product(self.name, self, x, w, packing, lhs, rhs, sorted_indices=self.sorted_indices)
+            return native_product(self, x, w, packing, lhs, rhs, sorted_indices=self.sorted_indices)
         call = (
             f"mx.gather_qmm({x}, {w.packed}, {w.scales}, {w.biases}, {self.arguments(tuple(indices))}, "
             f"transpose={self.transpose}, {scheme_arguments(packing.quantization)})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qgraph.ir.dtypes import BF16, F16, F32
-from qgraph.ir.op import NATIVE, Storage
+from qgraph.ir.op import NATIVE, Storage, literal
 from qgraph.ir.types import TensorType
 from qgraph.quant import Quantization
 
@@ -21,12 +21,12 @@ def floats(*types: TensorType) -> bool:
 
 
 def call(function: str, *arguments: object, **keywords: object) -> str:
-    """Source of a call: positional arguments are source, keywords are values.
+    """Source of a call: positional arguments are source, keywords are values (of which a DType is one).
 
     >>> call("rms_norm", "x", None, eps=1e-6)
     'native.rms_norm(x, None, eps=1e-06)'
     """
-    given = [*map(str, arguments), *(f"{k}={v!r}" for k, v in keywords.items())]
+    given = [*map(str, arguments), *(f"{k}={literal(v)}" for k, v in keywords.items())]
     return f"{NATIVE}.{function}({', '.join(given)})"
 
 

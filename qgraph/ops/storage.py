@@ -9,7 +9,7 @@ from qgraph._errors import DTypeError, ShapeError
 from qgraph.ir.dtypes import F32, U32, DType
 from qgraph.ir.op import Op, Operand, Storage, Types
 from qgraph.ir.types import Packing, TensorType
-from qgraph.ops.quantized import DEFAULT, Quantize
+from qgraph.ops.quantize import DEFAULT, Quantize
 from qgraph.quant import Quantization
 
 

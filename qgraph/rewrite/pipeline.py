@@ -86,6 +86,14 @@ class Pipeline:
         pipeline.check_order()
         return pipeline
 
+    @classmethod
+    def chosen(cls, text: str | None, strict: bool, activations: str) -> Pipeline:
+        """The passes of `text`, or the default ones, with the options that callers of the compiler give."""
+        passes = cls.parse(DEFAULT if text is None else text)
+        if strict:
+            passes = passes.with_option("strict", True)
+        return passes.with_option("activations", activations) if activations else passes
+
     def __str__(self) -> str:
         """The text that `parse` reads."""
         return ",".join(map(str, self.passes))

@@ -12,7 +12,8 @@ from qgraph.ops.elementwise import Cast
 from qgraph.ops.indexing import Take
 from qgraph.ops.linear import AddMm, Dot
 from qgraph.ops.moe import GatherMm, GatherQmm
-from qgraph.ops.quantized import Dequantize, Quantize, QuantizedMatmul, QuantizedTake
+from qgraph.ops.quantize import Quantize
+from qgraph.ops.quantized import Dequantize, QuantizedMatmul, QuantizedTake
 from qgraph.ops.shape import Broadcast, Reshape
 from qgraph.ops.storage import Pack, QuantizeParts
 from qgraph.quant import Quantization
