@@ -3,7 +3,7 @@
 The source lies in ``source/``. `library` gives the compiled module, or None where there is none. How it gets
 there: ``toolchain`` says what the machine has, ``build`` compiles, ``selftest`` tries the result in a process
 of its own, ``store`` keeps it in the user's cache, ``maker`` does these in order,
-``finder`` decides, and ``library`` holds what it found.
+``finder`` decides, and ``process`` holds what it found.
 
 Variables of the environment:
 
@@ -14,7 +14,7 @@ Variables of the environment:
 - ``CXX``: the compiler.
 """
 
-from qgraph.kernels.library import build, library, status
+from qgraph.kernels.process import library, prepare, status
 from qgraph.kernels.state import Status
 
-__all__ = ["Status", "build", "library", "status"]
+__all__ = ["Status", "library", "prepare", "status"]

@@ -17,8 +17,8 @@ _OTHER_CACHE = "QGRAPH_CACHE=/a/folder/of/your/own"
 _TRY_AGAIN = "correct that, then `qgraph doctor --build`"
 
 
-def build() -> Status:
-    """See `qgraph.kernels.build`."""
+def prepare() -> Status:
+    """See `qgraph.kernels.prepare`."""
     if reason := toolchain.unsupported():
         raise QGraphError(reason)
     slot, what = _slot()

@@ -50,11 +50,11 @@ def status() -> Status:
     return found.status
 
 
-def build() -> Status:
+def prepare() -> Status:
     """Build the module for this machine if it is not there, even where that failed before.
 
     Errors: QGraphError, where it cannot be built.
     """
     from qgraph.kernels import finder
 
-    return finder.build()
+    return finder.prepare()
