@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qgraph import kernels
 from qgraph._errors import QGraphError
 from qgraph.execute.vmap import first_activations
 from qgraph.ir.graph import Graph, Node, Value
@@ -152,7 +154,7 @@ def components(type: TensorType) -> int:
 
 def emit(graph: Graph) -> Emitted:
     """The source of `graph`, which must be legal for MLX (see the legalize pass)."""
-    graph = guard_indices(graph)
+    graph = guard_indices(graph if kernels.library() else _without_native(graph))
     writer = _Writer(graph)
     for value in graph.inputs:
         writer.names[value] = writer.place(value)
@@ -167,6 +169,17 @@ def emit(graph: Graph) -> Emitted:
     constants = [f"{name} = {text}" for name, text in writer.constants]
     source = "\n".join([*constants, *([""] if constants else []), head, *writer.lines, returned, ""])
     return Emitted(source, len(arguments), tuple(writer.constants))
+
+
+def _without_native(graph: Graph) -> Graph:
+    """A graph that was made where there are native kernels, for a place without."""
+
+    def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
+        op = node.op.without_native()
+        same = op is node.op and all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+        return node.outputs if same else graph.builder.add(op, inputs, node.origin).outputs
+
+    return graph.rewritten(rebuild)
 
 
 def _unshared(results: list[str], arguments: list[str], writer: _Writer) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -34,6 +34,7 @@ Operand = str | Storage
 # `qgraph.kernels`. It changes no meaning, is set by passes that know the device, and printed where set.
 KERNEL = "kernel"
 NATIVE = "native"  # what programs call the module of native kernels
+NATIVE_KERNELS = (NATIVE, "int8")
 
 
 def _not_a_view(op: Op, *types: TensorType) -> Packing | str:
@@ -83,6 +84,11 @@ class Op:
         """The op as one of qgraph's native CPU kernels computes it; None where none does, or none gains."""
         del inputs, outputs
         return None
+
+    def without_native(self) -> Op:
+        """The op as MLX computes it, where `native` chose a kernel: for a machine that has none."""
+        native = getattr(self, KERNEL, "") in NATIVE_KERNELS
+        return replace(self, **{KERNEL: ""}) if native else self
 
     def aside(self, operands: tuple[Operand, ...], inputs: Types) -> dict[int, str]:
         """What `emit` is to be given for some operands (by number): source that is made once, before it."""
