@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.types import TensorType
+from qgraph.kernels.exporting import exporting
 
 Flat = Callable[..., Sequence[mx.array]]
 
@@ -55,7 +56,7 @@ def record(function: Flat, arrays: Sequence[mx.array]) -> Recording:
         else:
             found[message["type"]] = message
 
-    with _plain_tracing():
+    with _plain_tracing(), exporting():
         mx.export_function(note, function, tuple(arrays))
     return Recording(
         tuple(name for name, _, _ in found["inputs"]["inputs"]),

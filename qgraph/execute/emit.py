@@ -152,9 +152,13 @@ def components(type: TensorType) -> int:
     return len(type.packing.components) if type.packing else 1
 
 
-def emit(graph: Graph) -> Emitted:
-    """The source of `graph`, which must be legal for MLX (see the legalize pass)."""
-    graph = guard_indices(graph if kernels.library() else _without_native(graph))
+def emit(graph: Graph, *, native: bool | None = None) -> Emitted:
+    """The source of `graph`, which must be legal for MLX (see the legalize pass).
+
+    `native` is whether kernels of `qgraph.kernels` may be called; unless said, where there are any.
+    """
+    native = kernels.library() is not None if native is None else native
+    graph = guard_indices(graph if native else _without_native(graph))
     writer = _Writer(graph)
     for value in graph.inputs:
         writer.names[value] = writer.place(value)

@@ -23,6 +23,7 @@ from qgraph.ir.dtypes import dtype_of
 from qgraph.ir.graph import Graph
 from qgraph.ir.op import NATIVE, Input
 from qgraph.ir.types import TensorType
+from qgraph.kernels.exporting import is_exporting
 from qgraph.ops import random_bits, tiled
 
 Flat = Callable[..., tuple[mx.array, ...]]
@@ -41,8 +42,28 @@ class Program:
         self.graph = graph
         self.emitted = emit(graph)
         function = load(self.emitted)
-        program: Flat = mx.compile(function) if compiling() else taped(function)
+        program: Flat = mx.compile(function) if compiling() else self._taped(function)
         self.trusted: Flat = watched(program, graph, load) if debugging() else program
+
+    def _taped(self, function: Flat) -> Flat:
+        """`function` without Python an op from its second call on, where there are native kernels.
+
+        ``QGRAPH_COMPILE=0`` leaves it as it is, to be stepped through.
+        """
+        library = kernels.library()
+        if library is None or os.environ.get("QGRAPH_COMPILE") == "0":
+            return function
+        tape: Flat = library.Taped(function)
+        exported: list[Flat] = []
+
+        def run(*arrays: mx.array) -> tuple[mx.array, ...]:
+            if not is_exporting():
+                return tape(*arrays)
+            if not exported:
+                exported.append(load(emit(self.graph, native=False)))
+            return exported[0](*arrays)
+
+        return run
 
     def run(self, *arrays: mx.array) -> tuple[mx.array, ...]:
         """The results for the components of the inputs in order (`TensorType.storage`).
@@ -73,17 +94,6 @@ class Program:
     def source(self) -> str:
         """The Python source that runs."""
         return self.emitted.source
-
-
-def taped(function: Flat) -> Flat:
-    """`function` without Python an op from its second call on, where there is a native library.
-
-    ``QGRAPH_COMPILE=0`` leaves it as it is, to be stepped through.
-    """
-    library = kernels.library()
-    if library is None or os.environ.get("QGRAPH_COMPILE") == "0":
-        return function
-    return library.Taped(function)
 
 
 def load(emitted: Emitted) -> Flat:
