@@ -12,7 +12,7 @@ from pathlib import Path
 from qgraph.kernels import selftest, toolchain
 from qgraph.kernels.build import BuildError, build
 from qgraph.kernels.progress import shown
-from qgraph.kernels.store import Slot, Unusable, prune
+from qgraph.kernels.store import Slot, Unusable
 from qgraph.kernels.toolchain import Recipe
 
 TEST_SECONDS = 120
@@ -45,7 +45,6 @@ def make(slot: Slot, what: Recipe, *, again: bool) -> None:
             raise Failed(f"{error}\n(all that was said: {slot.log})") from None
         except OSError as error:
             raise Unusable(f"{slot.folder} cannot be written to: {error.strerror}") from None
-    prune(slot.folder.parent)
 
 
 def try_out(module: Path) -> None:

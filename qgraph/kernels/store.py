@@ -17,7 +17,6 @@ from typing import Any
 
 from qgraph.kernels.toolchain import SUFFIX
 
-KEPT = 8  # folders of other versions, the last used ones
 WAIT = 1800  # seconds, for another process that builds
 
 
@@ -177,11 +176,3 @@ def temporary() -> Generator[Slot]:
     """A slot for this process alone. A module stays loaded after its file is gone."""
     with tempfile.TemporaryDirectory(prefix="qgraph-kernels-") as folder:
         yield Slot(Path(folder))
-
-
-def prune(folder: Path, keep: int = KEPT) -> None:
-    """Take away the modules of old versions of anything, but for the last used ones."""
-    with suppress(OSError):
-        slots = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
-        for old in slots[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
