@@ -5,7 +5,7 @@
 //     fill(n0, columns, k0, k1, panel)
 //
 // which writes w[k, n] as a float to panel[(k - k0) * LANES + (n - n0)] for n0 <= n < n0 + columns and
-// k0 <= k < k1, and zeros for the lanes from `columns` to LANES. n0 is a multiple of LANES, columns <= LANES,
+// k0 <= k < k1, and zeros for the other lanes of the last vector in use. n0 is a multiple of LANES, columns <= LANES,
 // k0 a multiple of DEPTH, k1 - k0 <= DEPTH. It runs on any thread and may use scratch slots 6 and 7; it is
 // called once for every panel and every ROWS rows of y. So w may be packed, transposed or strided. Rows of x
 // are widened to floats once (`x_column` is the stride of x along k); `x_rows` and `y_rows` are as in
