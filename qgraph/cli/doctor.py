@@ -6,10 +6,14 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from shutil import which
+from typing import TYPE_CHECKING
 
 import click
 
 from qgraph.cli.errors import friendly_errors
+
+if TYPE_CHECKING:
+    from qgraph.kernels import Status
 
 PACKAGES = (
     "qgraph",
@@ -25,15 +29,21 @@ PACKAGES = (
 
 
 @click.command()
+@click.option(
+    "--build", is_flag=True, help="Build the native CPU kernels first, even where that failed before."
+)
 @friendly_errors()
-def doctor() -> None:
+def doctor(build: bool) -> None:
     """Print versions, the device, how programs run there, and every QGRAPH_ variable that is set."""
     import mlx.core as mx
 
+    from qgraph import kernels
     from qgraph.execute.program import compiling, cpu_kernels_are_safe
     from qgraph.rewrite import passes
     from qgraph.rewrite.context import device_kind
 
+    if build:
+        kernels.prepare()
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     rows += [
         (name, found) for name in PACKAGES if (found := _version(name)) != "not installed" or name == "mlx-lm"
@@ -49,11 +59,26 @@ def doctor() -> None:
         rows += [
             ("kernel cache", "private" if safe else "not usable (no compiler, or another user's folder)")
         ]
+    rows += _native(kernels.status())
     rows += [("passes", ", ".join(passes()) or "none: is qgraph_passes installed?")]
     rows += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith("QGRAPH_")]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
+
+
+def _native(found: Status) -> list[tuple[str, str]]:
+    """The rows about the native kernels: which, or why none and what to do."""
+    if found.state == "loaded":
+        others = ", ".join(s for s in found.instruction_sets if s != found.instruction_set)
+        kind = f"{found.instruction_set}{f' (also built: {others})' if others else ''}"
+        rows = [("native kernels", f"{kind}, at most {found.threads} threads")]
+    elif found.state == "not built" and not found.reason:
+        rows = [("native kernels", "not built yet: their first use does, or `qgraph doctor --build` now")]
+    else:
+        rows = [("native kernels", f"{found.state}: {found.reason}")]
+    more = (("fix", found.fix), ("module", found.path), ("compiler", found.compiler))
+    return rows + [(f"  {name}", value) for name, value in more if value]
 
 
 def _version(package: str) -> str:

@@ -150,6 +150,7 @@ class _Work:
             said, _ = process.communicate(timeout=max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             _end(process)
+            process.communicate()
             raise BuildError(f"the compiler took more than {SECONDS} s", shlex.join(command)) from None
         finally:
             with self.lock:
@@ -184,7 +185,8 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
 
 def _end(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _main(folder: str, sets: str = "") -> None:

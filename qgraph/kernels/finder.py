@@ -97,7 +97,7 @@ def _from_cache(slot: Slot, what: toolchain.Recipe, *, build: bool) -> Found:
     if not build:
         compiler = toolchain.compiler()
         if reason := slot.failure(compiler.identity):
-            raise maker.Failed(f"{reason}\n(all that was said: {slot.log})")
+            raise maker.Failed(f"{reason} (the compiler's words: {slot.log})")
         return Found(Status("not built", path=str(slot.file), key=what.key, compiler=compiler.version))
     maker.make(slot, what, again=False)
     return _loaded_now(slot, what)

@@ -32,7 +32,7 @@ def make(slot: Slot, what: Recipe, *, again: bool) -> None:
         if slot.built() is not None:
             return  # by another process, while this one waited
         if not again and (reason := slot.failure(cxx.identity)):
-            raise Failed(f"{reason}\n(an earlier run's attempt; all that was said: {slot.log})")
+            raise Failed(f"{reason} (in an earlier run; the compiler's words: {slot.log})")
         try:
             begun = time.monotonic()
             with slot.workplace() as work, shown() as report:
@@ -42,7 +42,7 @@ def make(slot: Slot, what: Recipe, *, again: bool) -> None:
                 slot.publish(module, record)
         except BuildError as error:
             slot.remember(str(error), error.said, cxx.identity)
-            raise Failed(f"{error}\n(all that was said: {slot.log})") from None
+            raise Failed(f"{error} (the compiler's words: {slot.log})") from None
         except OSError as error:
             raise Unusable(f"{slot.folder} cannot be written to: {error.strerror}") from None
 

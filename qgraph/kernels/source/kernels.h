@@ -115,13 +115,15 @@ struct Softmax {
 
 // Pairs of the first `dims` features turned by (position * scale) * speeds[i]; sizes are (batch, heads,
 // length, 1) and the columns are the features. Position of row l of batch b: offsets[b * offset_step] + l.
+// The rows of y lie as y_strides say (over batch, head and position); y may be x, with x's strides.
 struct Rope {
   Rows rows;
+  int64_t y_strides[3];
   int dims;
   bool traditional;
   float scale;
   const float* speeds;  // dims / 2
-  const int32_t* offsets;
+  const float* offsets;
   int offset_step;  // 0: one offset for all batches
 };
 

@@ -7,9 +7,19 @@
 
 namespace nb = nanobind;
 
+namespace {
+
+// The version of the headers, not of the library that is loaded: the two must agree.
+std::string built_for() {
+  auto part = [](int number) { return std::to_string(number); };
+  return part(MLX_VERSION_MAJOR) + "." + part(MLX_VERSION_MINOR) + "." + part(MLX_VERSION_PATCH);
+}
+
+}  // namespace
+
 NB_MODULE(_native, m) {
   m.doc() = "Native CPU kernels as MLX primitives; built on demand by qgraph.kernels.";
-  m.attr("mlx_version") = mlx::core::version();
+  m.attr("mlx_version") = built_for();
   m.def("instruction_sets", &qgraph::instruction_sets);
   m.def("instruction_set", [] { return std::string(qgraph::kernels().name); });
   m.def("use", &qgraph::use, nb::arg("instruction_set"));

@@ -31,7 +31,9 @@ static inline void store(float* p, V a) { _mm256_storeu_ps(p, a.v); }
 static inline void store(float* p, V a, int n) { _mm256_maskstore_ps(p, first(n), a.v); }
 
 // There are no masked loads of 16 bits: the few numbers at the end of a row go through memory.
-static inline __m128i load16(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+static inline __m128i load16(const uint16_t* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
 static inline __m128i load16(const uint16_t* p, int n) {
   uint16_t lanes[8] = {};
   std::memcpy(lanes, p, static_cast<size_t>(n) * 2);
