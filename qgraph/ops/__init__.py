@@ -1,5 +1,6 @@
 """The functions of arrays: the `qg` namespace, by family. Each stands beside the op that it makes."""
 
+from qgraph.ops import chain as chain
 from qgraph.ops import fft as fft
 from qgraph.ops import linalg as linalg
 from qgraph.ops import random as random

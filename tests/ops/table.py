@@ -7,6 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from qgraph.ir.dtypes import BF16, BOOL, F16, F32, I32, U32, DType
+from qgraph.kernels import library
+from qgraph.ops.dispatch import type_of
 from tests.ops import table_captured as table_captured
 from tests.ops.cases import (
     ANY,
@@ -86,6 +88,22 @@ def where(draw, kind):
 @entry("cast")
 def cast(draw, kind):
     return Case(kind(draw(st.sampled_from(ANY))), [draw(arrays(dtypes=ANY, low=0, high=9, grid=True))])
+
+
+CHAINS = [
+    (("constant", (), (0.5,), (), F32), ("add", (0, 1)), ("multiply", (3, 2))),
+    (("silu", (0,)), ("multiply", (2, 1))),
+    (("less", (0, 1)), ("tanh", (1,)), ("where", (2, 0, 3))),
+    (("cast", (0,), F32), ("logaddexp", (2, 1)), ("cast", (3,), BF16)),
+]
+
+
+@entry("elementwise")
+def elementwise(draw, kind):
+    a, b = (data(draw(seeds), shape, draw(st.sampled_from(FLOATS))) for shape in draw(broadcasting(2)))
+    op = kind(draw(st.sampled_from(CHAINS)))
+    kernel = op.native((type_of(a), type_of(b)), ()) if library() and draw(st.booleans()) else None
+    return Case(kernel or op, [a, b], "near")
 
 
 # Creation

@@ -21,6 +21,7 @@ NOT_RUN = {"input", "constant"}
 # MLX's CPU code computes these in steps, each of which rounds 16-bit operands to 16 bit.
 COMPOSED = {
     "dequantize",
+    "elementwise",
     "erfinv",
     "gelu",
     "layer_norm",
