@@ -120,7 +120,7 @@ template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call
       for (int p = 0; p < SIZE; p++) x[m * call.k + i + p] = row[i + Unit<F, SIZE>::order(p)];
   }
   const Dot dot{call, x};
-  const int64_t bytes = call.w.row_bytes(), rows = (TASK_BYTES / bytes + 2) / 2 * 2;
+  const int64_t bytes = call.w.row_bytes(), rows = (TASK_BYTES / (bytes + 1) + 2) / 2 * 2;
   const double work = double(call.n) * (bytes / 10.0 + 2.0 * call.m * call.k / FLOPS);
   parallel((call.n + rows - 1) / rows, work, [&](int64_t task) {
     const int64_t from = task * rows, end = from + rows < call.n ? from + rows : call.n;
