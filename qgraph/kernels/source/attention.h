@@ -212,13 +212,13 @@ static void attend_block(const Block& t) {
     int64_t n = end - key < BLOCK_KEYS ? end - key : BLOCK_KEYS;
     fetch(t, key, n);
     for (int p = 0; p * PANEL < t.rows; p++) {
-      int64_t r = p * PANEL;
-      if (key >= t.visible(r, r + t.panel_rows(p))) continue;
-      score(t, p, key, n, a.causal && key + n - 1 > t.query(r) + past);
-      soften(t, p, n);
+      int64_t r = p * PANEL, left = t.visible(r, r + t.panel_rows(p)) - key, seen = left < n ? left : n;
+      if (seen <= 0) continue;
+      score(t, p, key, seen, a.causal && key + seen - 1 > t.query(r) + past);
+      soften(t, p, seen);
       float* sums = t.sums + p * PANEL * t.width;
       for (int64_t d = 0; d < t.width; d += TILE)
-        tile<false, true>(t.values + d, t.width, t.scores, n, sums + d * PANEL);
+        tile<false, true>(t.values + d, t.width, t.scores, seen, sums + d * PANEL);
     }
   }
   finish(t);

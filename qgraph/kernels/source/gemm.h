@@ -119,6 +119,7 @@ static void gemm_block(const Product& p, const Fill& fill, const float* x, int64
   auto* sums = static_cast<float*>(scratch(5, int64_t(rows) * panels * LANES * 4));
   const int64_t stride = int64_t(panels) * LANES;
   const int blocks = (rows + TALL - 1) / TALL;
+  if (p.k == 0) std::memset(sums, 0, rows * stride * 4);
   for (int64_t k0 = 0; k0 < p.k; k0 += DEPTH) {
     const int64_t k1 = p.k - k0 < DEPTH ? p.k : k0 + DEPTH;
     auto width = [&](int i) { return columns - i * LANES < LANES ? columns - i * LANES : LANES; };

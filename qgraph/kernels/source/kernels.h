@@ -59,6 +59,8 @@ struct Dequantize {
 };
 
 // y[m, n] = sum over k of a[m, k] b[k, n]; sums in f32. Any strides of a and b (elements); rows of y contiguous.
+// A batch of problems starts at the given offsets (elements; null where `batch` is 1) of a and b; in y they
+// follow each other.
 struct Matmul {
   const void* a;
   int64_t a_row, a_column;
@@ -68,6 +70,8 @@ struct Matmul {
   void* y;
   int64_t y_stride;
   int64_t m, n, k;
+  int64_t batch;
+  const int64_t *a_offsets, *b_offsets;
 };
 
 // softmax(scale q k^T + mask) v for every (batch, head); query head h reads head h / (heads / kv_heads).

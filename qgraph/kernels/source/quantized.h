@@ -11,9 +11,17 @@ namespace qgraph::QGRAPH_ISA {
 
 // ---- few rows
 
-constexpr int FEW = 5;                 // rows of x at most that take dot products
+// Rows of x at most that take dot products.
+#if defined(__AVX2__) || defined(__ARM_NEON)
+constexpr int FEW = 5;
+#else
+constexpr int FEW = 1;
+#endif
 constexpr int64_t TASK_BYTES = 32768;  // of weights, about, in a task
 constexpr int64_t AHEAD = 1024;        // bytes: how far ahead memory is asked for weights
+
+// Rows of w at a time: two share the loads of x, where those are many.
+constexpr int rows_at_once(int m) { return m <= 2 ? 1 : 2; }
 
 // x: m rows of k floats, each unit in the order of its decoder.
 struct Dot {
@@ -31,17 +39,17 @@ template <int M> static inline void store_dots(const QuantizedMatmul& call, int6
   });
 }
 
-// Dot products of all M rows of x with rows `row` and, but for the last of an odd number, row + 1 of w: two at a
-// time, because they share the loads of x.
-template <class F, int SIZE, int M> static void dot_rows(const Dot& dot, int64_t row, bool both, float* scales) {
+// Dot products of all M rows of x with `count` <= N rows of w from `row` on. scales, biases: of those rows.
+template <class F, int SIZE, int M, int N>
+static inline void dot_rows(const Dot& dot, int64_t row, int count, const float* scales, const float* biases) {
   using Decoder = Unit<F, SIZE>;
-  constexpr int N = 2;
   const Packed& w = dot.call.w;
-  const int64_t k = dot.call.k, groups = w.groups(), bytes = w.row_bytes(), rows[N] = {row, both ? row + 1 : row};
-  float* biases = scales + N * groups;
-  for (int r = 0; r < N; r++) scales_of(w, rows[r], 0, groups, scales + r * groups, biases + r * groups);
+  const int64_t k = dot.call.k, groups = w.groups(), bytes = w.row_bytes();
+  const auto* codes = reinterpret_cast<const uint8_t*>(w.words) + row * bytes;
+  int64_t step[N];  // from the first row; a row that is missing is the first again, and not stored
+  for (int r = 0; r < N; r++) step[r] = r < count ? r : 0;
 
-  constexpr int CHAINS = M == 1 ? 4 : M == 2 ? 2 : 1;  // sums that do not wait for each other
+  constexpr int CHAINS = M * N == 1 ? 4 : M * N <= 8 ? 2 : 1;  // sums that do not wait for each other
   V sums[N][M][CHAINS];
   for (auto& of_row : sums)
     for (auto& of_x : of_row)
@@ -49,14 +57,13 @@ template <class F, int SIZE, int M> static void dot_rows(const Dot& dot, int64_t
   for (int64_t g = 0; g < groups; g++) {
     typename F::Scale scale[N];
 #pragma GCC unroll 2
-    for (int r = 0; r < N; r++) scale[r] = typename F::Scale(scales[r * groups + g], biases[r * groups + g]);
+    for (int r = 0; r < N; r++) scale[r] = {scales[step[r] * groups + g], biases[step[r] * groups + g]};
     for (int64_t i = g * w.group; i < (g + 1) * w.group; i += SIZE) {
       V decoded[N][Decoder::VECTORS];
 #pragma GCC unroll 2
       for (int r = 0; r < N; r++) {
-        const uint8_t* codes = reinterpret_cast<const uint8_t*>(w.words) + rows[r] * bytes;
-        __builtin_prefetch(codes + i / 8 * F::BITS + AHEAD);
-        Decoder::decode(codes, i, scale[r], decoded[r]);
+        __builtin_prefetch(codes + step[r] * bytes + i / 8 * F::BITS + AHEAD);
+        Decoder::decode(codes + step[r] * bytes, i, scale[r], decoded[r]);
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++)
@@ -71,7 +78,7 @@ template <class F, int SIZE, int M> static void dot_rows(const Dot& dot, int64_t
         }
     }
   }
-  for (int r = 0; r < (both ? N : 1); r++) {
+  for (int r = 0; r < count; r++) {
     float dots[M];
     for (int m = 0; m < M; m++) {
       V all = sums[r][m][0];
@@ -83,8 +90,25 @@ template <class F, int SIZE, int M> static void dot_rows(const Dot& dot, int64_t
 }
 
 template <class F, int SIZE, int M> static void dot_block(const Dot& dot, int64_t row, int64_t end) {
-  auto* scales = static_cast<float*>(scratch(4, 4 * dot.call.w.groups() * 4));
-  for (; row < end; row += 2) dot_rows<F, SIZE, M>(dot, row, row + 1 < end, scales);
+  constexpr int N = rows_at_once(M), TOGETHER = 8;  // rows whose scales are widened in one go
+  const Packed& w = dot.call.w;
+  const int64_t groups = w.groups();
+  auto* scales = static_cast<float*>(scratch(4, 2 * TOGETHER * groups * 4));
+  auto* biases = scales + TOGETHER * groups;
+  for (; row < end; row += TOGETHER) {
+    const int count = static_cast<int>(end - row < TOGETHER ? end - row : TOGETHER);
+    scales_of(w, row, 0, count * groups, scales, biases);  // the groups of successive rows follow each other
+    for (int r = 0; r < count; r += N)
+      dot_rows<F, SIZE, M, N>(dot, row + r, count - r < N ? count - r : N, scales + r * groups, biases + r * groups);
+  }
+}
+
+// The same with m <= M chosen at run time.
+template <class F, int SIZE, int M> static inline void dot_blocks(const Dot& dot, int64_t row, int64_t end) {
+  if constexpr (M > 1) {
+    if (dot.call.m < M) return dot_blocks<F, SIZE, M - 1>(dot, row, end);
+  }
+  dot_block<F, SIZE, M>(dot, row, end);
 }
 
 template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call) {
@@ -96,17 +120,11 @@ template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call
       for (int p = 0; p < SIZE; p++) x[m * call.k + i + p] = row[i + Unit<F, SIZE>::order(p)];
   }
   const Dot dot{call, x};
-  const int64_t bytes = call.w.row_bytes(), rows = (TASK_BYTES / bytes + 2) / 2 * 2;
+  const int64_t bytes = call.w.row_bytes(), rows = (TASK_BYTES / (bytes + 1) + 2) / 2 * 2;
   const double work = double(call.n) * (bytes / 10.0 + 2.0 * call.m * call.k / FLOPS);
   parallel((call.n + rows - 1) / rows, work, [&](int64_t task) {
     const int64_t from = task * rows, end = from + rows < call.n ? from + rows : call.n;
-    switch (call.m) {
-      case 1: return dot_block<F, SIZE, 1>(dot, from, end);
-      case 2: return dot_block<F, SIZE, 2>(dot, from, end);
-      case 3: return dot_block<F, SIZE, 3>(dot, from, end);
-      case 4: return dot_block<F, SIZE, 4>(dot, from, end);
-      default: return dot_block<F, SIZE, FEW>(dot, from, end);
-    }
+    dot_blocks<F, SIZE, FEW>(dot, from, end);
   });
 }
 
