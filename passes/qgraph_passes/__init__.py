@@ -2,6 +2,7 @@
 
 from qgraph_passes.canonicalize import Canonicalize as Canonicalize
 from qgraph_passes.fold_transpose import FoldTranspose as FoldTranspose
+from qgraph_passes.fuse_elementwise import FuseElementwise as FuseElementwise
 from qgraph_passes.fuse_lora import FuseLora as FuseLora
 from qgraph_passes.guard_indices import GuardIndices as GuardIndices
 from qgraph_passes.legalize import Legalize as Legalize
@@ -22,4 +23,5 @@ ALL = (
     TurnDot,
     GuardIndices,
     Legalize,
+    FuseElementwise,
 )

@@ -20,7 +20,7 @@ from qgraph.rewrite.report import Report, make_report
 
 DEFAULT = (
     "canonicalize,raise-fast,fold-transpose,quantize-dot,quantize-take,fuse-lora,share-rope,turn-dot,"
-    "guard-indices,legalize"
+    "guard-indices,legalize,fuse-elementwise"
 )
 
 NumericCheck = Callable[[Graph, Graph, str, bool], None]
