@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qgraph.kernels.toolchain import (
+    FLAGS,
     SOURCE,
     SUFFIX,
     Compiler,
@@ -28,11 +29,6 @@ from qgraph.kernels.toolchain import (
     recipe,
 )
 
-FLAGS = (  # without -march: code for a CPU that may lack it stays in the files of isa/
-    *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
-    *("-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-Wall", "-DNDEBUG", "-DNB_DOMAIN=mlx", "-DNB_COMPACT_ASSERTIONS"),
-)
 SECONDS = 900  # for a whole build
 
 Report = Callable[[int, int], None]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qgraph._errors import QGraphError
-from qgraph.kernels import maker, selftest, toolchain
-from qgraph.kernels.build import FLAGS
+from qgraph.kernels import selftest, toolchain
 from qgraph.kernels.state import Found, Status
-from qgraph.kernels.store import Slot, Unusable, root, temporary
+from qgraph.kernels.store import Failed, Slot, Unusable, root, temporary
 
 _OTHER_CACHE = "QGRAPH_CACHE=/a/folder/of/your/own"
 _TRY_AGAIN = "correct that, then `qgraph doctor --build`"
@@ -23,10 +22,10 @@ def prepare() -> Status:
         raise QGraphError(reason)
     slot, what = _slot()
     try:
-        maker.make(slot, what, again=True)
+        _make(slot, what, again=True)
     except toolchain.Missing as error:
         raise QGraphError(error.reason, fix=error.fix) from None
-    except maker.Failed as error:
+    except Failed as error:
         raise QGraphError(str(error)) from None
     except Unusable as error:
         raise QGraphError(str(error), fix=_OTHER_CACHE) from None
@@ -73,7 +72,7 @@ def _automatic(*, build: bool) -> Found:
         return _from_cache(slot, what, build=build)
     except toolchain.Missing as error:
         return _without(Status("missing", error.reason, error.fix, key=what.key))
-    except maker.Failed as error:
+    except Failed as error:
         return _without(Status("failed", str(error), _TRY_AGAIN, key=what.key))
     except Unusable as error:
         unusable = str(error)
@@ -83,7 +82,7 @@ def _automatic(*, build: bool) -> Found:
 
 
 def _slot() -> tuple[Slot, toolchain.Recipe]:
-    what = toolchain.recipe(_sets(), FLAGS)
+    what = toolchain.recipe(_sets(), toolchain.FLAGS)
     return Slot(root() / what.key), what
 
 
@@ -97,21 +96,27 @@ def _from_cache(slot: Slot, what: toolchain.Recipe, *, build: bool) -> Found:
     if not build:
         compiler = toolchain.compiler()
         if reason := slot.failure(compiler.identity):
-            raise maker.Failed(f"{reason} (the compiler's words: {slot.log})")
+            raise Failed(f"{reason} (the compiler's words: {slot.log})")
         return Found(Status("not built", path=str(slot.file), key=what.key, compiler=compiler.version))
-    maker.make(slot, what, again=False)
+    _make(slot, what, again=False)
     return _loaded_now(slot, what)
+
+
+def _make(slot: Slot, what: toolchain.Recipe, *, again: bool) -> None:
+    from qgraph.kernels import maker  # and with it what only a build needs
+
+    maker.make(slot, what, again=again)
 
 
 def _for_this_process(what: toolchain.Recipe, unusable: str) -> Found:
     """Where the cache cannot be used: built for this process alone."""
     try:
         with temporary() as slot:
-            maker.make(slot, what, again=True)
+            _make(slot, what, again=True)
             found = _loaded_now(slot, what)
     except toolchain.Missing as error:
         return _without(Status("missing", error.reason, error.fix, key=what.key))
-    except (maker.Failed, Unusable) as error:
+    except (Failed, Unusable) as error:
         return _without(Status("failed", f"{unusable}; {error}", _TRY_AGAIN, key=what.key))
     notice = f"qgraph's CPU kernels were compiled for this process only: {unusable}. Fix: {_OTHER_CACHE}"
     return Found(found.status, found.module, notice)
@@ -120,11 +125,11 @@ def _for_this_process(what: toolchain.Recipe, unusable: str) -> Found:
 def _loaded_now(slot: Slot, what: toolchain.Recipe) -> Found:
     record = slot.built()
     if record is None:
-        raise maker.Failed(f"{slot.file} was changed after it was built")
+        raise Failed(f"{slot.file} was changed after it was built")
     try:
         return _loaded(slot, what, record)
     except ImportError as error:
-        raise maker.Failed(f"the built module does not load here: {error}") from None
+        raise Failed(f"the built module does not load here: {error}") from None
 
 
 def _loaded(slot: Slot, what: toolchain.Recipe, record: dict[str, Any]) -> Found:

@@ -12,14 +12,10 @@ from pathlib import Path
 from qgraph.kernels import selftest, toolchain
 from qgraph.kernels.build import BuildError, build
 from qgraph.kernels.progress import shown
-from qgraph.kernels.store import Slot, Unusable
+from qgraph.kernels.store import Failed, Slot, Unusable
 from qgraph.kernels.toolchain import Recipe
 
 TEST_SECONDS = 120
-
-
-class Failed(Exception):
-    """There is no module, and why."""
 
 
 def make(slot: Slot, what: Recipe, *, again: bool) -> None:

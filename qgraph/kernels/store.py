@@ -20,6 +20,10 @@ from qgraph.kernels.toolchain import SUFFIX
 WAIT = 1800  # seconds, for another process that builds
 
 
+class Failed(Exception):
+    """There is no module, and why."""
+
+
 class Unusable(Exception):
     """The cache cannot be used: not private, or not writable."""
 

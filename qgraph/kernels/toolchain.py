@@ -6,12 +6,11 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,13 @@ from shutil import which
 from qgraph.kernels.selftest import mlx_version
 
 SOURCE = Path(__file__).parent / "source"
-SUFFIX: str = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
+SUFFIX = EXTENSION_SUFFIXES[0]
+
+FLAGS = (  # without -march: code for a CPU that may lack it stays in the files of isa/
+    *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-Wall", "-DNDEBUG", "-DNB_DOMAIN=mlx", "-DNB_COMPACT_ASSERTIONS"),
+)
 
 
 class Missing(Exception):
@@ -137,6 +142,8 @@ def recipe(sets: tuple[InstructionSet, ...], flags: Iterable[str]) -> Recipe:
 
 def python_headers() -> Path:
     """The folder of Python.h. Errors: Missing."""
+    import sysconfig
+
     folder = Path(sysconfig.get_paths()["include"])
     if not (folder / "Python.h").is_file():
         raise Missing(f"Python's C headers are not in {folder}", "install them (apt install python3-dev)")
@@ -201,6 +208,8 @@ def compiler() -> Compiler:
 
 def _output(*command: str) -> str | None:
     """What a command prints; None where it fails."""
+    import subprocess  # not where a built module is there
+
     try:
         found = subprocess.run(
             command,

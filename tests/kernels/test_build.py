@@ -7,13 +7,12 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from shutil import which
 
 import pytest
 from click.testing import CliRunner
@@ -21,36 +20,10 @@ from click.testing import CliRunner
 from qgraph import kernels
 from qgraph._errors import QGraphError
 from qgraph.cli import main
-from qgraph.kernels import build, finder, process, progress, store, toolchain
+from qgraph.kernels import build, finder, progress, store, toolchain
 from qgraph.kernels.state import Found
-from tests.kernels.fakes import Fake, compile_modules, fake_compiler
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are built on Linux only")
-
-
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if which("gcc") is None:
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("modules")
-    compile_modules(folder)
-    return folder
-
-
-@pytest.fixture
-def fake(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A compiler that works, an empty cache, and a process that has not asked for kernels yet."""
-    for name in ("compiler", "cache", "temporary"):
-        (tmp_path / name).mkdir(mode=0o700)
-    fake = fake_compiler(tmp_path / "compiler", modules)
-    chosen = {"CXX": fake.command, "QGRAPH_CACHE": str(tmp_path / "cache"), "QGRAPH_KERNELS": "auto"}
-    for name, value in chosen.items():
-        monkeypatch.setenv(name, value)
-    for name in ("QGRAPH_ISA", "QGRAPH_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(process, "_PROCESS", process._Process())
-    return fake
 
 
 def find() -> Found:
@@ -164,7 +137,7 @@ def test_without_a_compiler_and_without_nanobind(fake, monkeypatch, tmp_path):
 
 
 def test_without_the_headers_of_python(fake, monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     assert find().status.fix == "install them (apt install python3-dev)"
 
 
@@ -244,12 +217,12 @@ def test_the_best_set_of_a_cpu(monkeypatch, machine, lacks, best):
 
 
 def test_the_key_follows_all_that_the_module_depends_on(fake, monkeypatch, tmp_path):
-    def key(flags=build.FLAGS, sets=toolchain.SETS[-1:]) -> str:
+    def key(flags=toolchain.FLAGS, sets=toolchain.SETS[-1:]) -> str:
         return toolchain.recipe(sets, flags).key
 
     first = key()
     assert key() == first
-    assert key(flags=[*build.FLAGS, "-O3"]) != first
+    assert key(flags=[*toolchain.FLAGS, "-O3"]) != first
     assert key(sets=toolchain.SETS[-2:]) != first
     for name, value in (("mlx_version", lambda: "0.32.5"), ("SUFFIX", ".x.so"), ("_libc", lambda: "other")):
         with monkeypatch.context() as changed:
