@@ -5,6 +5,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -12,3 +13,13 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=QUIET)
 settings.register_profile("faults", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module")
+def mlx_alone():
+    """Without the native CPU kernels: for what is about MLX's own ops, and equal to them bit by bit."""
+    from qgraph import kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "library", lambda: None)
+        yield
