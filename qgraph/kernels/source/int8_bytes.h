@@ -259,6 +259,7 @@ template <int Bits> struct Dots {
   I total;
   int32x4_t sums[V::W / 4];
   void clear() {
+    total = seti(0);
     for (auto& sum : sums) sum = vdupq_n_s32(0);
   }
   void add(Bytes w, Bytes x) {
@@ -282,6 +283,7 @@ template <int Bits> struct Dots {
   I total;
   int32_t sums[V::W];
   void clear() {
+    total = seti(0);
     for (auto& sum : sums) sum = 0;
   }
   void add(Bytes w, Bytes x) {
