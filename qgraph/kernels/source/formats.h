@@ -17,6 +17,9 @@
 
 namespace qgraph::QGRAPH_ISA {
 
+constexpr int64_t TASK_BYTES = 32768;  // of weights, about, in a task
+constexpr int64_t AHEAD = 1024;        // bytes: how far ahead memory is asked for weights
+
 // ---- scales
 
 static inline float e8m0(uint8_t b) {  // 2^(b - 127)

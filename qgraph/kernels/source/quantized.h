@@ -5,6 +5,7 @@
 #pragma once
 #include "formats.h"
 #include "gemm.h"
+#include "gemv_bf16.h"
 #include "int8.h"
 
 namespace qgraph::QGRAPH_ISA {
@@ -17,8 +18,6 @@ constexpr int FEW = 5;
 #else
 constexpr int FEW = 1;
 #endif
-constexpr int64_t TASK_BYTES = 32768;  // of weights, about, in a task
-constexpr int64_t AHEAD = 1024;        // bytes: how far ahead memory is asked for weights
 
 // Rows of w at a time: two share the loads of x, where those are many.
 constexpr int rows_at_once(int m) { return m <= 2 ? 1 : 2; }
@@ -130,6 +129,9 @@ template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call
 
 // With the unit that suits the format and the group.
 template <class F> static void dot_product(const QuantizedMatmul& call) {
+#if defined(__AVX512F__)
+  if (dot_product_bf16<F>(call)) return;
+#endif
   if constexpr (F::BITS == 4)
     if (call.w.group == 16) return dot_product<F, 16>(call);
 #if defined(__AVX512F__)
