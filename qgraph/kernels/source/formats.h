@@ -6,9 +6,9 @@
 //     F::scaled(number, scale, bias)  with it
 //     F::Scale(scale, bias)(codes)    both, where many codes share a scale
 //
-// `codes<BITS>(row, k)` reads codes k to k + W of a row, one a lane, k a multiple of W. A Unit decodes some more
-// of a row at once, perhaps in another order (lanes along k: products of few rows). `unpack` takes the words of
-// W rows, one row a lane (lanes along n: panels of a blocked product).
+// `codes<BITS>(row, k)` reads codes k to k + W of a row, one a lane, k a multiple of W. A Unit decodes some
+// more of a row at once, perhaps in another order (lanes along k: products of few rows). `unpack` takes the
+// words of W rows, one row a lane (lanes along n: panels of a blocked product).
 #pragma once
 #include <cstring>
 #include <utility>
@@ -46,7 +46,8 @@ struct E4M3 {
 static constexpr E4M3 e4m3;
 
 // Scales and biases of groups g0 to g1 of a row as floats; there are no biases in the fp modes.
-static inline void scales_of(const Packed& w, int64_t row, int64_t g0, int64_t g1, float* scales, float* biases) {
+static inline void scales_of(const Packed& w, int64_t row, int64_t g0, int64_t g1, float* scales,
+                             float* biases) {
   const int64_t first = row * w.groups() + g0, n = g1 - g0;
   if (w.mode == Mode::affine) {
     widen(w.scales_type, at(w.scales, w.scales_type, first), scales, n);
@@ -64,7 +65,9 @@ static inline void scales_of(const Packed& w, int64_t row, int64_t g0, int64_t g
 #if defined(__AVX512F__)
 template <int BITS> static inline I codes(const uint8_t* row, int64_t k) {
   const uint8_t* p = row + k / 8 * BITS;
-  if constexpr (BITS == 8) return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  constexpr __mmask16 used = (1 << 2 * BITS) - 1;  // of 16 bytes
+  __m128i packed = _mm_maskz_loadu_epi8(used, p);
+  if constexpr (BITS == 8) return {_mm512_cvtepu8_epi32(packed)};
   // Two neighbouring 16-bit words hold a code and are moved to its lane.
   static constexpr auto tables = [] {
     struct {
@@ -78,8 +81,7 @@ template <int BITS> static inline I codes(const uint8_t* row, int64_t k) {
     }
     return t;
   }();
-  __m512i packed = _mm512_castsi128_si512(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << 2 * BITS) - 1), p));
-  __m512i words = _mm512_permutexvar_epi16(_mm512_load_si512(tables.words), packed);
+  __m512i words = _mm512_permutexvar_epi16(_mm512_load_si512(tables.words), _mm512_castsi128_si512(packed));
   return {_mm512_srlv_epi32(words, _mm512_load_si512(tables.shifts))};
 }
 #elif defined(__AVX2__)
@@ -92,11 +94,19 @@ template <int BITS> static inline I codes(const uint8_t* row, int64_t k) {
     return {_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(packed)), shifts)};
   }
   // Two neighbouring bytes hold a code and are moved to its lane.
-  constexpr auto pair = [](int i) { return static_cast<int>(0x80800000u | (i * BITS / 8 + 1) << 8 | i * BITS / 8); };
-  constexpr auto shift = [](int i) { return i * BITS % 8; };
-  __m256i bytes = _mm256_setr_epi32(pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7));
-  __m256i shifts = _mm256_setr_epi32(shift(0), shift(1), shift(2), shift(3), shift(4), shift(5), shift(6), shift(7));
-  return {_mm256_srlv_epi32(_mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<long long>(packed)), bytes), shifts)};
+  static constexpr auto tables = [] {
+    struct {
+      alignas(32) uint32_t bytes[8], shifts[8];
+    } t{};
+    for (uint32_t i = 0; i < 8; i++) {
+      t.bytes[i] = 0x80800000u | (i * BITS / 8 + 1) << 8 | i * BITS / 8;
+      t.shifts[i] = i * BITS % 8;
+    }
+    return t;
+  }();
+  auto table = [](const uint32_t* of) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(of)); };
+  __m256i pairs = _mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<long long>(packed)), table(tables.bytes));
+  return {_mm256_srlv_epi32(pairs, table(tables.shifts))};
 }
 #else
 template <int BITS> static inline I codes(const uint8_t* row, int64_t k) {
@@ -283,7 +293,8 @@ struct Unit<F, SIZE> {
     I first = {_mm512_srlv_epi32(words, _mm512_load_si512(shifts.of))};
     to[0] = scale(first);
     if constexpr (VECTORS > 1) to[1] = scale(shift_right<BITS>(first));
-    if constexpr (VECTORS > 2) to[2] = scale(shift_right<2 * BITS>(first)), to[3] = scale(shift_right<3 * BITS>(first));
+    if constexpr (VECTORS > 2) to[2] = scale(shift_right<2 * BITS>(first));
+    if constexpr (VECTORS > 2) to[3] = scale(shift_right<3 * BITS>(first));
   }
 };
 
@@ -292,13 +303,14 @@ template <int SIZE> struct Unit<Fp8, SIZE> {
   static constexpr int VECTORS = SIZE / 16;
   static constexpr int order(int p) { return p; }
   static void decode(const uint8_t* row, int64_t k, const Fp8::Scale& scale, V* to) {
-    const V nans = set1(__builtin_nanf(""));
+    const V nans = set1(__builtin_nanf("")), more = set1(256);  // how much less f16's exponents are off by
+    const __m256i ones = _mm256_set1_epi16(-1), high = _mm256_set1_epi16(-128);
 #pragma GCC unroll 16
     for (int i = 0; i < VECTORS; i++) {
       __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k + 16 * i)));
-      __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_or_si256(c, _mm256_set1_epi16(-128)), _mm256_set1_epi16(-1));
+      __mmask16 number = _mm256_cmpneq_epi16_mask(_mm256_or_si256(c, high), ones);
       __m512 half = _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16(-0x4080)));
-      to[i] = V{_mm512_mask_mul_ps(nans.v, static_cast<__mmask16>(~nan), half, _mm512_set1_ps(256))} * scale.scale;
+      to[i] = V{_mm512_mask_mul_ps(nans.v, number, half, more.v)} * scale.scale;
     }
   }
 };

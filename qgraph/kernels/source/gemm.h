@@ -5,11 +5,11 @@
 //     fill(n0, columns, k0, k1, panel)
 //
 // which writes w[k, n] as a float to panel[(k - k0) * LANES + (n - n0)] for n0 <= n < n0 + columns and
-// k0 <= k < k1, and zeros for the other lanes of the last vector in use. n0 is a multiple of LANES, columns <= LANES,
-// k0 a multiple of DEPTH, k1 - k0 <= DEPTH. It runs on any thread and may use scratch slots 6 and 7; it is
-// called once for every panel and every ROWS rows of y. So w may be packed, transposed or strided. Rows of x
-// are widened to floats once (`x_column` is the stride of x along k); `x_rows` and `y_rows` are as in
-// QuantizedMatmul: null, or which rows of x and y take part.
+// k0 <= k < k1, and zeros for the other lanes of the last vector in use. n0 is a multiple of LANES,
+// columns <= LANES, k0 a multiple of DEPTH, k1 - k0 <= DEPTH. It runs on any thread and may use scratch slots
+// 6 and 7; it is called once for every panel and every ROWS rows of y. So w may be packed, transposed or
+// strided. Rows of x are widened to floats once (`x_column` is the stride of x along k); `x_rows` and `y_rows`
+// are as in QuantizedMatmul: null, or which rows of x and y take part.
 //
 // The lanes of a vector are columns of y, so every m up to a block of rows has a kernel of its own size and
 // none of its work is wasted; x is broadcast. Every DEPTH products are summed from zero and then added to y's
@@ -36,7 +36,7 @@ constexpr int TALL = 6, WIDE = 1;
 constexpr double FLOPS = 10;
 #endif
 constexpr int LANES = WIDE * V::W;  // columns of a panel
-constexpr int DEPTH = 512;          // k of a panel: 96 KiB of it at most, read again from L2 for every block of x
+constexpr int DEPTH = 512;          // k of a panel, of 96 KiB at most: from L2, again for every block of x
 constexpr int ROWS = 256;           // rows of y that one filling of a panel serves
 constexpr int PANELS = 4;           // of a task at most
 
@@ -54,8 +54,8 @@ struct Product {
 
 // R rows by C vectors of sums over k. `to` is set, or added to.
 template <int R, int C>
-static void multiply(const float* x, int64_t x_stride, const float* panel, int64_t k, float* to, int64_t to_stride,
-                     bool add) {
+static void multiply(const float* x, int64_t x_stride, const float* panel, int64_t k, float* to,
+                     int64_t to_stride, bool add) {
   V sums[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -83,8 +83,8 @@ static void multiply(const float* x, int64_t x_stride, const float* panel, int64
 
 // The same with `rows` and the columns in use chosen at run time.
 template <int R, int C>
-static inline void multiply(int rows, int vectors, const float* x, int64_t x_stride, const float* panel, int64_t k,
-                            float* to, int64_t to_stride, bool add) {
+static inline void multiply(int rows, int vectors, const float* x, int64_t x_stride, const float* panel,
+                            int64_t k, float* to, int64_t to_stride, bool add) {
   if constexpr (C > 1) {
     if (vectors < C) return multiply<R, C - 1>(rows, vectors, x, x_stride, panel, k, to, to_stride, add);
   }
@@ -112,10 +112,11 @@ static inline void widen_row(const Product& p, int64_t row, float* to) {
 
 // Columns n0 to n0 + columns of `rows` rows of y from row0 on. x: those rows, as floats.
 template <class Fill>
-static void gemm_block(const Product& p, const Fill& fill, const float* x, int64_t x_stride, int64_t row0, int rows,
-                       int64_t n0, int columns) {
+static void gemm_block(const Product& p, const Fill& fill, const float* x, int64_t x_stride, int64_t row0,
+                       int rows, int64_t n0, int columns) {
   const int panels = (columns + LANES - 1) / LANES;
-  auto* panel = static_cast<float*>(scratch(4, int64_t(panels) * DEPTH * LANES * 4));
+  constexpr int64_t PANEL = int64_t(DEPTH) * LANES;
+  auto* panel = static_cast<float*>(scratch(4, panels * PANEL * 4));
   auto* sums = static_cast<float*>(scratch(5, int64_t(rows) * panels * LANES * 4));
   const int64_t stride = int64_t(panels) * LANES;
   const int blocks = (rows + TALL - 1) / TALL;
@@ -123,12 +124,12 @@ static void gemm_block(const Product& p, const Fill& fill, const float* x, int64
   for (int64_t k0 = 0; k0 < p.k; k0 += DEPTH) {
     const int64_t k1 = p.k - k0 < DEPTH ? p.k : k0 + DEPTH;
     auto width = [&](int i) { return columns - i * LANES < LANES ? columns - i * LANES : LANES; };
-    for (int i = 0; i < panels; i++) fill(n0 + i * LANES, width(i), k0, k1, panel + int64_t(i) * DEPTH * LANES);
+    for (int i = 0; i < panels; i++) fill(n0 + i * LANES, width(i), k0, k1, panel + i * PANEL);
     for (int b = 0; b < blocks; b++) {
       const int r0 = b * rows / blocks, r1 = (b + 1) * rows / blocks;  // nearly equal blocks
       for (int i = 0; i < panels; i++)
         multiply<TALL, WIDE>(r1 - r0, (width(i) + V::W - 1) / V::W, x + r0 * x_stride + k0, x_stride,
-                             panel + int64_t(i) * DEPTH * LANES, k1 - k0, sums + r0 * stride + i * LANES, stride, k0 > 0);
+                             panel + i * PANEL, k1 - k0, sums + r0 * stride + i * LANES, stride, k0 > 0);
     }
   }
   for (int r = 0; r < rows; r++) {
@@ -138,7 +139,8 @@ static void gemm_block(const Product& p, const Fill& fill, const float* x, int64
 }
 
 template <class Fill> static void gemm(const Product& p, const Fill& fill) {
-  const int64_t x_stride = (p.k + 15) / 16 * 16 + 16;  // not a power of two, which would put all rows in one set of L1
+  // Not a power of two, which would put all rows in one set of L1.
+  const int64_t x_stride = (p.k + 15) / 16 * 16 + 16;
   int64_t wide = PANELS;
   while (wide > 1 && (p.n + wide * LANES - 1) / (wide * LANES) < 8 * threads()) wide--;
   const int64_t tasks = (p.n + wide * LANES - 1) / (wide * LANES);

@@ -2,8 +2,8 @@
 //
 // Codes of few bits are exact in bfloat16, so the products x * q are exact and summed in f32 as elsewhere; a
 // group's sum is then multiplied by its scale. Half as many instructions as decoding to f32. To lose nothing
-// by cancellation, codes are counted from their middle: scale * q + bias is scale * (q - MIDDLE) + offset, and
-// the offsets meet the sums of x.
+// by cancellation, codes are counted from their middle: scale * q + bias is scale * (q - middle) + offset,
+// and the offsets meet the sums of x.
 #pragma once
 #include "formats.h"
 #include "pool.h"
@@ -49,14 +49,15 @@ struct Bf16Row {
   const float* sums;
 };
 
-// `count` dot products from row `row` of w on. The lookup reads only the low five bits of a lane, and the table
-// repeats: bits of the next codes do not matter.
+// `count` dot products from row `row` of w on. The lookup reads only the low five bits of a lane, and the
+// table repeats: bits of the next codes do not matter.
 template <class F, int SIZE>
-__attribute__((target("avx512bf16"))) static void bf16_dots(const Packed& w, const Bf16Row& row_of_x, int64_t row,
-                                                             int count, const float* scales, const float* biases,
-                                                             float* dots) {
+__attribute__((target("avx512bf16")))
+static void bf16_dots(const Packed& w, const Bf16Row& row_of_x, int64_t row, int count, const float* scales,
+                      const float* biases, float* dots) {
   using Decoder = Bf16Unit<F, SIZE>;
-  const __m512i numbers = _mm512_load_si512(Decoder::tables.numbers), shifts = _mm512_load_si512(Decoder::tables.shifts);
+  const __m512i numbers = _mm512_load_si512(Decoder::tables.numbers);
+  const __m512i shifts = _mm512_load_si512(Decoder::tables.shifts);
   const int64_t groups = w.groups();
   const auto* codes = reinterpret_cast<const uint8_t*>(w.words) + row * w.row_bytes();
   for (int r = 0; r < count; r++, scales += groups, biases += groups) {
@@ -123,7 +124,7 @@ template <class F, int SIZE> static bool dot_product_bf16(const QuantizedMatmul&
     const int64_t end = (task + 1) * rows < call.n ? (task + 1) * rows : call.n;
     for (int64_t row = task * rows; row < end; row += TOGETHER) {
       const int count = static_cast<int>(end - row < TOGETHER ? end - row : TOGETHER);
-      scales_of(w, row, 0, count * groups, scales, biases);  // the groups of successive rows follow each other
+      scales_of(w, row, 0, count * groups, scales, biases);  // groups of successive rows follow each other
       bf16_dots<F, SIZE>(w, row_of_x, row, count, scales, biases, dots);
       narrow(call.y_type, dots, at(y, call.y_type, row), count);
     }

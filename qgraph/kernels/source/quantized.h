@@ -40,7 +40,8 @@ template <int M> static inline void store_dots(const QuantizedMatmul& call, int6
 
 // Dot products of all M rows of x with `count` <= N rows of w from `row` on. scales, biases: of those rows.
 template <class F, int SIZE, int M, int N>
-static inline void dot_rows(const Dot& dot, int64_t row, int count, const float* scales, const float* biases) {
+static inline void dot_rows(const Dot& dot, int64_t row, int count, const float* scales,
+                            const float* biases) {
   using Decoder = Unit<F, SIZE>;
   const Packed& w = dot.call.w;
   const int64_t k = dot.call.k, groups = w.groups(), bytes = w.row_bytes();
@@ -97,8 +98,10 @@ template <class F, int SIZE, int M> static void dot_block(const Dot& dot, int64_
   for (; row < end; row += TOGETHER) {
     const int count = static_cast<int>(end - row < TOGETHER ? end - row : TOGETHER);
     scales_of(w, row, 0, count * groups, scales, biases);  // the groups of successive rows follow each other
-    for (int r = 0; r < count; r += N)
-      dot_rows<F, SIZE, M, N>(dot, row + r, count - r < N ? count - r : N, scales + r * groups, biases + r * groups);
+    for (int r = 0; r < count; r += N) {
+      const int left = count - r;
+      dot_rows<F, SIZE, M, N>(dot, row + r, left < N ? left : N, scales + r * groups, biases + r * groups);
+    }
   }
 }
 
@@ -114,7 +117,8 @@ template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call
   auto* x = static_cast<float*>(scratch(0, (call.m + 1) * call.k * 4));
   float* row = x + call.m * call.k;
   for (int64_t m = 0; m < call.m; m++) {
-    widen(call.x_type, at(call.x, call.x_type, (call.x_rows ? call.x_rows[m] : m) * call.x_stride), row, call.k);
+    const int64_t from = (call.x_rows ? call.x_rows[m] : m) * call.x_stride;
+    widen(call.x_type, at(call.x, call.x_type, from), row, call.k);
     for (int64_t i = 0; i < call.k; i += SIZE)
       for (int p = 0; p < SIZE; p++) x[m * call.k + i + p] = row[i + Unit<F, SIZE>::order(p)];
   }
@@ -202,7 +206,8 @@ template <class F> struct PackedRows {
     constexpr int AT_ONCE = CODES<F::BITS>, WORDS = AT_ONCE * F::BITS / 32;
     I words[DEPTH * F::BITS / 32];
     const int64_t row_words = w.row_bytes() / 4;
-    transpose(w.words + row * row_words + k0 * F::BITS / 32, row_words, rows, (k1 - k0) * F::BITS / 32, words);
+    const uint32_t* from = w.words + row * row_words + k0 * F::BITS / 32;
+    transpose(from, row_words, rows, (k1 - k0) * F::BITS / 32, words);
 
     const int64_t g0 = k0 / w.group, groups = k1 / w.group - g0;
     constexpr int MOST = DEPTH / 16;  // groups of a panel
@@ -219,7 +224,9 @@ template <class F> struct PackedRows {
     for (int64_t g = 0; g < groups; g++) {
       const V scale = load(scales[g]), bias = load(biases[g]);
       for (int k = 0; k < w.group; k += AT_ONCE, next += WORDS, to += AT_ONCE * LANES)
-        unpack<F::BITS>(next, [&](int j, I c) { store(to + j * LANES, F::scaled(F::number(c), scale, bias)); });
+        unpack<F::BITS>(next, [&](int j, I c) {
+          store(to + j * LANES, F::scaled(F::number(c), scale, bias));
+        });
     }
   }
 };
@@ -243,11 +250,12 @@ template <class F> struct PackedColumns {
 };
 
 static void quantized_matmul(const QuantizedMatmul& call) {
+  if (call.int8 && call.transpose && quantized_matmul_int8(call)) return;
   with_format(call.w, [&](auto format) {
     using F = decltype(format);
     if (call.transpose && call.m <= FEW) return dot_product<F>(call);
-    const Product p{call.x, call.x_type, call.x_stride, 1, call.x_rows, call.y, call.y_type, call.y_stride, call.y_rows,
-                    call.m, call.n, call.k};
+    const Product p{call.x,      call.x_type,   call.x_stride, 1,      call.x_rows, call.y,
+                    call.y_type, call.y_stride, call.y_rows,   call.m, call.n,      call.k};
     if (call.transpose) return gemm(p, PackedRows<F>{call.w});
     return gemm(p, PackedColumns<F>{call.w});
   });
@@ -274,8 +282,10 @@ static void dequantize(const Dequantize& call) {
     using F = decltype(format);
     parallel((call.count + rows - 1) / rows, double(call.count) * columns / 2, [&](int64_t task) {
       const int64_t end = (task + 1) * rows < call.count ? (task + 1) * rows : call.count;
-      for (int64_t i = task * rows; i < end; i++)
-        dequantize_row<F>(call.w, call.indices ? call.indices[i] : i, at(call.y, call.y_type, i * columns), call.y_type);
+      for (int64_t i = task * rows; i < end; i++) {
+        const int64_t row = call.indices ? call.indices[i] : i;
+        dequantize_row<F>(call.w, row, at(call.y, call.y_type, i * columns), call.y_type);
+      }
     });
   });
 }
