@@ -105,7 +105,8 @@ template <int BITS> static inline I codes(const uint8_t* row, int64_t k) {
     return t;
   }();
   auto table = [](const uint32_t* of) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(of)); };
-  __m256i pairs = _mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<long long>(packed)), table(tables.bytes));
+  __m256i twice = _mm256_set1_epi64x(static_cast<long long>(packed));
+  __m256i pairs = _mm256_shuffle_epi8(twice, table(tables.bytes));
   return {_mm256_srlv_epi32(pairs, table(tables.shifts))};
 }
 #else
@@ -303,7 +304,7 @@ template <int SIZE> struct Unit<Fp8, SIZE> {
   static constexpr int VECTORS = SIZE / 16;
   static constexpr int order(int p) { return p; }
   static void decode(const uint8_t* row, int64_t k, const Fp8::Scale& scale, V* to) {
-    const V nans = set1(__builtin_nanf("")), more = set1(256);  // how much less f16's exponents are off by
+    const V nans = set1(__builtin_nanf("")), more = set1(256);  // exponents of f16 count from 15, not from 7
     const __m256i ones = _mm256_set1_epi16(-1), high = _mm256_set1_epi16(-128);
 #pragma GCC unroll 16
     for (int i = 0; i < VECTORS; i++) {

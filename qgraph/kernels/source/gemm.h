@@ -8,8 +8,8 @@
 // k0 <= k < k1, and zeros for the other lanes of the last vector in use. n0 is a multiple of LANES,
 // columns <= LANES, k0 a multiple of DEPTH, k1 - k0 <= DEPTH. It runs on any thread and may use scratch slots
 // 6 and 7; it is called once for every panel and every ROWS rows of y. So w may be packed, transposed or
-// strided. Rows of x are widened to floats once (`x_column` is the stride of x along k); `x_rows` and `y_rows`
-// are as in QuantizedMatmul: null, or which rows of x and y take part.
+// strided. Rows of x are widened to floats once (`x_column` is the stride of x along k); `x_rows` and
+// `y_rows` are as in QuantizedMatmul: null, or which rows of x and y take part.
 //
 // The lanes of a vector are columns of y, so every m up to a block of rows has a kernel of its own size and
 // none of its work is wasted; x is broadcast. Every DEPTH products are summed from zero and then added to y's
