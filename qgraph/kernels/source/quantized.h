@@ -237,7 +237,7 @@ template <class F> struct PackedColumns {
 
   void operator()(int64_t n0, int columns, int64_t k0, int64_t k1, float* panel) const {
     const int64_t g0 = n0 / w.group, g1 = (n0 + columns + w.group - 1) / w.group;
-    float scales[LANES / 16 + 2], biases[LANES / 16 + 2];
+    float scales[LANES], biases[LANES];  // groups are at least 16 wide
     for (int64_t k = k0; k < k1; k++, panel += LANES) {
       const auto* row = reinterpret_cast<const uint8_t*>(w.words) + k * w.row_bytes();
       scales_of(w, k, g0, g1, scales, biases);
