@@ -108,7 +108,7 @@ static void widen_groups(const Packed& w, const void* of_groups, int64_t n, int6
 namespace qgraph::QGRAPH_ISA {
 
 // False where there is no such kernel: the exact one then runs.
-[[maybe_unused]] static bool quantized_matmul_int8(const QuantizedMatmul& p) {
+static bool quantized_matmul_int8(const QuantizedMatmul& p) {
   const int group = p.w.group, bits = p.w.bits;
   if (!p.transpose || p.w.mode != Mode::affine || (group != 32 && group != 64 && group != 128) || p.k % group) return false;
   if (bits < 2 || bits > 8 || bits == 7) return false;
