@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgraph.execute.reference import round_to, to_numpy
@@ -210,6 +210,7 @@ def one_by_one(native, operands, steps):
     return values[-1]
 
 
+@settings(max_examples=60)
 @given(st.data())
 def test_a_chain_gives_the_bits_of_its_steps(native, data):
     dtypes = data.draw(st.lists(st.sampled_from((*FLOATS, BOOL)), min_size=1, max_size=4))
@@ -289,6 +290,26 @@ def test_casts_of_integers_and_truths(kernels):
             assert np.array_equal(to_numpy(found), round_to(dtype, to_numpy(x).astype(np.float64)))
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-0.0", "1e-07", "65504.0", "0.1"])
+def test_constants_are_rounded_to_their_dtype(kernels, text):
+    for dtype in FLOATS:
+        x = mx.zeros((20,), dtype.mlx)
+        found = kernels.elementwise([x < 0, x], f"constant({text}):{dtype} where(0,1,2):{dtype}")
+        wanted = mx.full((20,), float(text), dtype.mlx)
+        assert mx.array_equal(found, wanted, equal_nan=True).item()
+        assert np.array_equal(np.signbit(to_numpy(found)), np.signbit(to_numpy(wanted)))
+        wide = kernels.elementwise([mx.ones((20,))], f"constant({text}):{dtype} multiply(0,1):f32")
+        assert mx.array_equal(wide, wanted.astype(mx.float32), equal_nan=True).item()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_step_is_rounded(kernels, dtype):
+    operands = [drawn(1, (3, 500), dtype), drawn(2, (3, 500), dtype)]
+    steps = [f"add(0,1):{dtype}", f"multiply(2,0):{dtype}", f"exp(1):{dtype}", "subtract(3,4):f32"]
+    found = kernels.elementwise(operands, " ".join(steps))
+    assert mx.array_equal(found, one_by_one(kernels, operands, steps)).item()
+
+
 def test_what_is_read_again_is_not_overwritten(native):
     x, y = drawn(1, (3000,)), drawn(2, (3000,))
     kept = to_numpy(x)
@@ -299,6 +320,12 @@ def test_what_is_read_again_is_not_overwritten(native):
     mx.eval(*both)
     check(both[0], -2 * kept)
     check(both[1], 2 * kept)
+    square = (x + y)[:2500].reshape(50, 50)
+    turned = mx.transpose(square + 0)  # read in another order than it is written
+    del square
+    check(
+        native.elementwise([turned], "negative(0):f32"), -(kept + to_numpy(y))[:2500].reshape(50, 50).T, 6.0
+    )
     part = mx.concatenate([x, y])[:3000]  # the head of a longer buffer
     check(native.elementwise([part], "abs(0):f32"), np.abs(kept))
     assert np.array_equal(to_numpy(x), kept)
