@@ -18,8 +18,9 @@ from qgraph.numeric import tolerance
 DTYPES = {mx.float32: F32, mx.bfloat16: BF16, mx.float16: F16}
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
-MANY = 2 * 6 + 1  # rows of x: beyond those that take dot products, and no multiple of a tile's
-# A kernel is compiled for every instruction set and rows up to four, then in tiles of up to six.
+FEW = 6  # rows of x at most that take dot products, for weights of 4 and 8 bits
+MANY = 2 * 6 + 1  # rows of x in tiles, of which no two sizes are equal
+# Dot products take up to four rows at once, tiles have up to six.
 ROWS = st.integers(1, 20)
 
 
@@ -62,6 +63,8 @@ class Weight:
 
     def rounded(self, x: mx.array) -> np.ndarray:
         """`x` as the kernel sees it: blocks of 8-bit numbers, each with a scale, computed in float32."""
+        if self.bits not in (4, 8) and x.size <= FEW * x.shape[-1]:
+            return to_numpy(x)  # no kernel: exact
         block = min(self.group, 64)
         blocks = np.array(x.astype(mx.float32)).reshape(*x.shape[:-1], -1, block)
         top = np.max(np.abs(blocks), axis=-1, keepdims=True)

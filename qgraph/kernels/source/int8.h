@@ -6,8 +6,8 @@
 //
 //     y[m, n] = sum over blocks of  w_scale * scale * (sum of w_q * q)  +  w_bias * (scale * (sum of q))
 //
-// The last term takes the rounded x too: w_q is unsigned, so with the exact x there the error would be that of
-// a far larger number. A block with an infinity or a NaN gives NaN.
+// The last term takes the rounded x too: w_q is unsigned, so with the exact x there the error would be that
+// of a far larger number. A block with an infinity or a NaN gives NaN.
 #pragma once
 #include "int8_bytes.h"
 #include "pool.h"
@@ -23,9 +23,9 @@ struct Rounded {
   int64_t stride, row_step, block_step;
 };
 
-// For few rows of x blocks follow each other, with zeros behind the last, for many rows of x the rows. Parted:
-// of each 2 Bytes::W numbers those at even places come first, which belong to the low nibbles of Bytes::W
-// bytes of weights, then those at odd places.
+// For few rows of x blocks follow each other, with zeros behind the last; for many rows of x the rows do.
+// Parted: of each 2 Bytes::W numbers those at even places come first, which belong to the low nibbles of
+// Bytes::W bytes of weights, then those at odd places.
 enum class Order { few, few_parted, many };
 
 constexpr float SMALLEST = 1e-36f;  // a block of smaller numbers counts as zeros: 127 / x would overflow
@@ -57,8 +57,10 @@ static void round_row(const QuantizedMatmul& p, const Rounded& r, int64_t m, Ord
   with(p.x_type, [&](auto e) {
     using E = decltype(e);
     auto* x = static_cast<const typename E::T*>(at(p.x, p.x_type, row * p.x_stride));
-    for (int64_t b = 0; b < blocks; b++)
-      round_block<E>(x + b * r.block, r.block, q + b * r.block, scales + b * r.block_step, sums + b * r.block_step);
+    for (int64_t b = 0; b < blocks; b++) {
+      const int64_t k = b * r.block, i = b * r.block_step;
+      round_block<E>(x + k, r.block, q + k, scales + i, sums + i);
+    }
   });
   if (order == Order::many) return;
   std::memset(q + p.k, 0, r.stride - p.k);
@@ -93,7 +95,8 @@ static Rounded round_rows(const QuantizedMatmul& p, Order order) {
 }
 
 // `of_groups` (scales, or biases) of rows n to n + count as floats, one a block: a group has one or two.
-static void widen_groups(const Packed& w, const void* of_groups, int64_t n, int64_t count, float* to, int64_t blocks) {
+static void widen_groups(const Packed& w, const void* of_groups, int64_t n, int64_t count, float* to,
+                         int64_t blocks) {
   const int64_t groups = w.groups() * count;
   widen(w.scales_type, at(of_groups, w.scales_type, n * w.groups()), to, groups);
   if (blocks == w.groups()) return;
@@ -110,8 +113,10 @@ namespace qgraph::QGRAPH_ISA {
 // False where there is no such kernel: the exact one then runs.
 static bool quantized_matmul_int8(const QuantizedMatmul& p) {
   const int group = p.w.group, bits = p.w.bits;
-  if (!p.transpose || p.w.mode != Mode::affine || (group != 32 && group != 64 && group != 128) || p.k % group) return false;
+  if (!p.transpose || p.w.mode != Mode::affine || p.k % group) return false;
+  if (group != 32 && group != 64 && group != 128) return false;
   if (bits < 2 || bits > 8 || bits == 7) return false;
+  if (p.m <= int8::FEW && bits != 4 && bits != 8) return false;  // unpacking would take longer than is saved
   p.m <= int8::FEW ? int8::few_rows(p) : int8::many_rows(p);
   return true;
 }

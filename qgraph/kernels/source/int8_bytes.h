@@ -1,6 +1,6 @@
 // Vectors of bytes beside V, four bytes a lane: what the int8 products are made of.
 //
-// Weights are unsigned, activations signed within -127..127. Every instruction set computes the exact integer.
+// Weights are unsigned, activations signed within -127..127. Every instruction set computes the exact sums.
 #pragma once
 #include <cstring>
 
@@ -69,7 +69,8 @@ __attribute__((always_inline)) static inline void transpose(I* r) {  // W vector
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512i a = _mm512_shuffle_i32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_i32x4(u[i], u[i + 4], 0xdd);
-    __m512i c = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0x88), d = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0xdd);
+    __m512i c = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0x88);
+    __m512i d = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0xdd);
     r[i].v = _mm512_shuffle_i32x4(a, c, 0x88);
     r[i + 4].v = _mm512_shuffle_i32x4(b, d, 0x88);
     r[i + 8].v = _mm512_shuffle_i32x4(a, c, 0xdd);
@@ -116,7 +117,10 @@ static inline void store_as_bytes(int8_t* p, I a) {
 }
 template <int Run> struct Spread {  // for Run = 16 an element is that of two vectors
   __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  V of(V c) const { return {_mm256_permutevar8x32_ps(c.v, _mm256_srli_epi32(lane, Run == 16 ? 4 : Run == 8 ? 3 : Run == 4 ? 2 : 1))}; }
+  V of(V c) const {
+    __m256i element = _mm256_srli_epi32(lane, Run == 16 ? 4 : Run == 8 ? 3 : Run == 4 ? 2 : 1);
+    return {_mm256_permutevar8x32_ps(c.v, element)};
+  }
   void next() { lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8)); }
 };
 __attribute__((always_inline)) static inline void transpose(I* r) {
@@ -303,8 +307,14 @@ template <int Bits> static inline void unpack(const uint8_t* p, uint8_t* to, int
   constexpr uint64_t four = (1ull << 4 * Bits) - 1, two = ((1ull << 2 * Bits) - 1) * 0x100000001;
   constexpr uint64_t one = ((1ull << Bits) - 1) * 0x1000100010001;
   for (int64_t i = 0; i < n; i += 8, p += Bits) {
-    uint64_t v = 0;
-    std::memcpy(&v, p, Bits);
+    // Two loads: one of Bits bytes goes through memory, and one of eight would pass the end of the weights.
+    constexpr int first = Bits < 4 ? 2 : 4, rest = Bits - first;
+    uint32_t low = 0;
+    uint16_t high = 0;
+    std::memcpy(&low, p, first);
+    if constexpr (rest == 1) high = p[first];
+    else std::memcpy(&high, p + first, rest);
+    uint64_t v = low | static_cast<uint64_t>(high) << 8 * first;
     v = (v & four) | (v >> 4 * Bits & four) << 32;
     v = (v & two) | (v >> 2 * Bits & two) << 16;
     v = (v & one) | (v >> Bits & one) << 8;

@@ -20,7 +20,8 @@ struct Weights {
 // A row of w by C rows of x from row m on: out[c * CHUNK].
 //
 // V::W blocks share a vector of scales; of a vector of sums, a run of lanes belongs to one block.
-template <int Bits, int Block, int C> static inline void dot(const Weights& w, const Rounded& x, int64_t m, float* out) {
+template <int Bits, int Block, int C>
+static inline void dot(const Weights& w, const Rounded& x, int64_t m, float* out) {
   constexpr int step = Bits == 4 ? 2 * Bytes::W : Bytes::W;  // weights of a vector
   constexpr int run = Block * V::W / step, steps = V::W * Block / step;
   const int8_t* q = x.q + m * x.stride;
@@ -92,12 +93,8 @@ static void few_columns(const QuantizedMatmul& p, const Rounded& x, int64_t n, i
   float* biases = scales + CHUNK * blocks;
   widen_groups(p.w, p.w.scales, n, count, scales, blocks);
   widen_groups(p.w, p.w.biases, n, count, biases, blocks);
-  Weights w = {reinterpret_cast<const uint8_t*>(p.w.words) + n * p.w.row_bytes(), scales, biases, p.w.row_bytes(), blocks};
-  if (bits != 4 && bits != 8) {
-    auto* bytes = static_cast<uint8_t*>(scratch(4, CHUNK * p.k + AHEAD));
-    unpack(w.row, bits, bytes, count * p.k);
-    w.row = bytes, w.bytes = p.k;
-  }
+  const auto* rows = reinterpret_cast<const uint8_t*>(p.w.words) + n * p.w.row_bytes();
+  Weights w = {rows, scales, biases, p.w.row_bytes(), blocks};
   float out[TOGETHER * CHUNK];
   for (int64_t m = 0; m < p.m;) {
     int c = p.m - m < TOGETHER ? static_cast<int>(p.m - m) : TOGETHER;
@@ -112,7 +109,8 @@ static void few_columns(const QuantizedMatmul& p, const Rounded& x, int64_t n, i
 
 static void few_rows(const QuantizedMatmul& p) {
   Rounded x = round_rows(p, p.w.bits == 4 ? Order::few_parted : Order::few);
-  const int64_t chunks = (p.n + CHUNK - 1) / CHUNK, each = 65536 / (CHUNK * p.w.row_bytes()) + 1;  // of a task
+  const int64_t chunks = (p.n + CHUNK - 1) / CHUNK;
+  const int64_t each = 65536 / (CHUNK * p.w.row_bytes()) + 1;  // of a task
   double nanoseconds = static_cast<double>(p.w.row_bytes()) * p.n * (p.m + 1) / 50;
   parallel((chunks + each - 1) / each, nanoseconds, [&](int64_t task) {
     const int64_t end = (task + 1) * each * CHUNK < p.n ? (task + 1) * each * CHUNK : p.n;

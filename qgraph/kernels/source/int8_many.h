@@ -42,12 +42,14 @@ static void pack_groups(const Packed& w, const void* of_groups, int64_t n, int c
       for (int i = 0; i < V::W; i++)
         r[i] = side + i < count ? bits(load(rows + (side + i) * w.groups() + g)) : seti(0);
       transpose(r);
-      for (int i = 0; i < V::W && g + i < w.groups(); i++) store(to + (g + i) * PANEL + side, from_bits(r[i]));
+      for (int i = 0; i < V::W && g + i < w.groups(); i++)
+        store(to + (g + i) * PANEL + side, from_bits(r[i]));
     }
 }
 
 // Bytes::W weights (`left` of them are) of `count` of V::W rows from the kth on, as quads.
-static inline void pack_quads(const Packed& w, const uint8_t* rows, int count, int64_t k, int left, uint8_t* to) {
+static inline void pack_quads(const Packed& w, const uint8_t* rows, int count, int64_t k, int left,
+                              uint8_t* to) {
   I r[V::W];
 #pragma GCC unroll 16
   for (int i = 0; i < V::W; i++) {
@@ -64,8 +66,10 @@ static void pack(const Packed& w, int64_t n, int count, const Panel& to) {
   const uint8_t* rows = reinterpret_cast<const uint8_t*>(w.words) + n * w.row_bytes();
   for (int64_t k = 0; k < w.columns; k += Bytes::W) {
     const int left = w.columns - k < Bytes::W ? static_cast<int>(w.columns - k) : Bytes::W;
-    for (int side = 0; side < PANEL; side += V::W)
-      pack_quads(w, rows + side * w.row_bytes(), count - side, k, left, to.quads + (k / 4 * PANEL + side) * 4);
+    for (int side = 0; side < PANEL; side += V::W) {
+      uint8_t* quads = to.quads + (k / 4 * PANEL + side) * 4;
+      pack_quads(w, rows + side * w.row_bytes(), count - side, k, left, quads);
+    }
   }
   pack_groups(w, w.scales, n, count, to.scales);
   pack_groups(w, w.biases, n, count, to.biases);
@@ -73,7 +77,8 @@ static void pack(const Packed& w, int64_t n, int count, const Panel& to) {
 
 // Rows m to m + R of x by a panel of weights of at most `Bits` bits.
 template <int Bits, int R>
-static void multiply_tile(const QuantizedMatmul& p, const Rounded& x, const Panel& w, int64_t m, float (*out)[PANEL]) {
+static void multiply_tile(const QuantizedMatmul& p, const Rounded& x, const Panel& w, int64_t m,
+                          float (*out)[PANEL]) {
   constexpr int U = PANEL_VECTORS;
   const int8_t* q = x.q + m * x.stride;
   const uint8_t* quads = w.quads;
@@ -154,7 +159,8 @@ static void many_rows(const QuantizedMatmul& p) {
     for (int64_t tiles = (end - m + TILE - 1) / TILE; tiles > 0; tiles--) {
       const int height = static_cast<int>((end - m + tiles - 1) / tiles);
       float out[TILE][PANEL];
-      p.w.bits <= 4 ? multiply_tile<4>(height, p, x, panel, m, out) : multiply_tile<8>(height, p, x, panel, m, out);
+      if (p.w.bits <= 4) multiply_tile<4>(height, p, x, panel, m, out);
+      else multiply_tile<8>(height, p, x, panel, m, out);
       for (int i = 0; i < height; i++, m++) {
         int64_t row = p.y_rows ? p.y_rows[m] : m;
         narrow(p.y_type, out[i], at(p.y, p.y_type, row * p.y_stride + n), count);
