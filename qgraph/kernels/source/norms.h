@@ -4,6 +4,7 @@
 // is computed in f32 and rounded once.
 #pragma once
 #include "functions.h"
+#include "pool.h"
 
 namespace qgraph::QGRAPH_ISA {
 

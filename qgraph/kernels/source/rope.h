@@ -3,6 +3,7 @@
 // The tables of cosines and sines of a position are computed once for all the rows that stand at it.
 #pragma once
 #include "functions.h"
+#include "pool.h"
 
 namespace qgraph::QGRAPH_ISA {
 
