@@ -68,8 +68,8 @@ def random_model(config, dtype):
 
 
 def plain_parameters(model):
-    """The same weights as a flat dictionary, packed ones as quantized values, for plain code."""
-    from mlx.utils import tree_flatten
+    """The same weights as a tree, packed ones as quantized values, for plain code."""
+    from mlx.utils import tree_flatten, tree_unflatten
 
     flat = dict(tree_flatten(model.parameters()))
     out = {}
@@ -83,7 +83,7 @@ def plain_parameters(model):
             if packed
             else a
         )
-    return out
+    return tree_unflatten(list(out.items()))
 
 
 class Module:

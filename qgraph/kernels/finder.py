@@ -38,7 +38,7 @@ def find(*, build: bool) -> Found:
 
     Errors: QGraphError, for a variable of the environment that means nothing.
     """
-    wanted = os.environ.get("QGRAPH_KERNELS") or "off"  # until there are kernels; then "auto"
+    wanted = os.environ.get("QGRAPH_KERNELS") or "auto"
     _check_threads()
     if wanted == "off":
         return Found(Status("off", "QGRAPH_KERNELS=off"))
