@@ -83,7 +83,8 @@ static inline Block block(const Attention& a, int64_t batch, int64_t kv_head, in
   int64_t group = a.heads / a.kv_heads, all = a.queries * group, width = tiles_up(a.v_dims);
   Block t{a, batch, kv_head, first, all - first < TASK_ROWS ? all - first : TASK_ROWS, group, width,
           nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-  float** parts[] = {&t.queries, &t.keys, &t.values, &t.scores, &t.masks, &t.sums, &t.highest, &t.totals, &t.limits};
+  float** parts[] = {&t.queries, &t.keys, &t.values,  &t.scores, &t.masks,
+                     &t.sums,    &t.highest, &t.totals, &t.limits};
   int64_t sizes[] = {TASK_ROWS * a.dims,   BLOCK_KEYS * a.dims, BLOCK_KEYS * width, BLOCK_KEYS * PANEL,
                      BLOCK_KEYS * PANEL, TASK_ROWS * width,   TASK_ROWS,          TASK_ROWS, TASK_ROWS};
   int64_t floats = 0;
@@ -118,9 +119,11 @@ static void fetch(const Block& t, int64_t key, int64_t n) {
   const Attention& a = t.a;
   const int64_t *k = a.k_strides, *v = a.v_strides;
   for (int64_t j = 0; j < n; j++) {
-    widen(a.type, at(a.k, a.type, t.batch * k[0] + t.kv_head * k[1] + (key + j) * k[2]), t.keys + j * a.dims, a.dims);
+    int64_t from_k = t.batch * k[0] + t.kv_head * k[1] + (key + j) * k[2];
+    int64_t from_v = t.batch * v[0] + t.kv_head * v[1] + (key + j) * v[2];
     float* value = t.values + j * t.width;
-    widen(a.type, at(a.v, a.type, t.batch * v[0] + t.kv_head * v[1] + (key + j) * v[2]), value, a.v_dims);
+    widen(a.type, at(a.k, a.type, from_k), t.keys + j * a.dims, a.dims);
+    widen(a.type, at(a.v, a.type, from_v), value, a.v_dims);
     for (int64_t d = a.v_dims; d < t.width; d++) value[d] = 0.0f;
   }
   std::memset(t.keys + n * a.dims, 0, (tiles_up(n) - n) * a.dims * 4);
@@ -142,8 +145,9 @@ static void turn_mask(const Block& t, int p, int64_t key, int64_t n) {
 // The scores of a panel, masked; `diagonal`: causality hides some of them.
 static void score(const Block& t, int p, int64_t key, int64_t n, bool diagonal) {
   const Attention& a = t.a;
+  const float* queries = t.queries + p * PANEL * a.dims;
   for (int64_t j = 0; j < n; j += TILE)
-    tile<true, false>(t.keys + j * a.dims, a.dims, t.queries + p * PANEL * a.dims, a.dims, t.scores + j * PANEL);
+    tile<true, false>(t.keys + j * a.dims, a.dims, queries, a.dims, t.scores + j * PANEL);
   if (a.mask) {
     turn_mask(t, p, key, n);
     for (int64_t i = 0; i < n * PANEL; i += V::W)
@@ -188,7 +192,10 @@ static void soften(const Block& t, int p, int64_t n) {
   if (same) return;
   float* sums = t.sums + p * PANEL * t.width;
   for (int64_t d = 0; d < t.width; d++)
-    for (int v = 0; v < 2; v++) store(sums + d * PANEL + v * V::W, load(sums + d * PANEL + v * V::W) * factors[v]);
+    for (int v = 0; v < 2; v++) {
+      float* sum = sums + d * PANEL + v * V::W;
+      store(sum, load(sum) * factors[v]);
+    }
 }
 
 static void finish(const Block& t) {
@@ -231,7 +238,8 @@ static void attention(const Attention& a) {
   double products = 1.0 * a.batch * a.heads * a.queries * a.keys * (a.dims + a.v_dims + 32);
   parallel(problems * blocks, products / 30, [&](int64_t i) {
     // The last queries first: under causality they have the most keys.
-    attend_block(block(a, i % problems / a.kv_heads, i % a.kv_heads, (blocks - 1 - i / problems) * TASK_ROWS));
+    int64_t first = (blocks - 1 - i / problems) * TASK_ROWS;
+    attend_block(block(a, i % problems / a.kv_heads, i % a.kv_heads, first));
   });
 }
 

@@ -54,7 +54,8 @@ static inline V lane_sums(const V* parts) {
 #pragma GCC unroll 16
   for (int i = 0; i < 4; i++) {
     __m512d a = _mm512_castps_pd(s[2 * i]), b = _mm512_castps_pd(s[2 * i + 1]);
-    s[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    __m512d low = _mm512_unpacklo_pd(a, b), high = _mm512_unpackhi_pd(a, b);
+    s[i] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
   }
   // Each of s[0 … 3] holds four sums, a quarter of each in every quarter.
   auto fold = [](__m512 a, __m512 b) {
@@ -270,8 +271,9 @@ static void attend_few(const Attention& a) {
   float* results = shared + problems * rows * dims;
   auto few = [&](int64_t problem, int64_t piece) {
     float* memory = results + (problem * pieces + piece) * stride;
+    float* highest = memory + rows * width;
     return Few{a, problem / a.kv_heads, problem % a.kv_heads, rows, group, dims, width,
-               shared + problem * rows * dims, memory + rows * width, memory + rows * width + vectors_up(rows), memory};
+               shared + problem * rows * dims, highest, highest + vectors_up(rows), memory};
   };
   std::memset(shared, 0, problems * rows * dims * 4);
   for (int64_t i = 0; i < problems * rows; i++) {
@@ -283,11 +285,13 @@ static void attend_few(const Attention& a) {
     for (int64_t d = 0; d < dims; d += V::W) store(query + d, load(query + d) * set1(a.scale));
   }
   double bytes = 1.0 * problems * a.keys * (a.dims + a.v_dims) * size_of(a.type);
-  parallel(problems * pieces, bytes / 15 + 1.0 * problems * rows * a.keys * (a.dims + a.v_dims) / 30, [&](int64_t i) {
+  double products = 1.0 * problems * rows * a.keys * (a.dims + a.v_dims);
+  parallel(problems * pieces, bytes / 15 + products / 30, [&](int64_t i) {
     int64_t first = i % pieces * PIECE, end = first + PIECE < a.keys ? first + PIECE : a.keys;
     attend_piece(few(i / pieces, i % pieces), first, end);
   });
-  parallel(problems, 0.2 * problems * rows * pieces * width, [&](int64_t i) { merge(few(i, 0), pieces, stride); });
+  double merged = 1.0 * problems * rows * pieces * width;
+  parallel(problems, merged / 5, [&](int64_t i) { merge(few(i, 0), pieces, stride); });
 }
 
 }  // namespace qgraph::QGRAPH_ISA

@@ -25,8 +25,10 @@ static inline void turn(V* v) {
   // t[4 g + c] has column c, c + 4, c + 8 and c + 12 of rows 4 g to 4 g + 3 in its quarters.
 #pragma GCC unroll 16
   for (int c = 0; c < 4; c++) {
-    __m512 low = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88), high = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd);
-    __m512 low2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88), high2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
+    __m512 low = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88);
+    __m512 low2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88);
+    __m512 high = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd);
+    __m512 high2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
     v[c].v = _mm512_shuffle_f32x4(low, low2, 0x88);
     v[4 + c].v = _mm512_shuffle_f32x4(high, high2, 0x88);
     v[8 + c].v = _mm512_shuffle_f32x4(low, low2, 0xdd);
@@ -148,7 +150,8 @@ static void matmul(const Matmul& p) {
       for (int64_t row0 = 0; row0 < each.m; row0 += ROWS)
         for (int64_t n0 = 0; n0 < each.n; n0 += PANELS * LANES) {
           int64_t rows = each.m - row0, columns = each.n - n0;
-          matmul_block(each, row0, rows < ROWS ? rows : ROWS, n0, columns < PANELS * LANES ? columns : PANELS * LANES);
+          rows = rows < ROWS ? rows : ROWS, columns = columns < PANELS * LANES ? columns : PANELS * LANES;
+          matmul_block(each, row0, static_cast<int>(rows), n0, static_cast<int>(columns));
         }
     }
   });

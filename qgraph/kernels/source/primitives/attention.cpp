@@ -48,8 +48,9 @@ Formula formula(How how, mx::Dtype dtype) {
     Optional mask, sinks;
     if (how.mask) mask = wide(in[3]);
     if (how.sinks) sinks = in.back();
-    auto y = mx::fast::scaled_dot_product_attention(wide(in[0]), wide(in[1]), wide(in[2]), how.scale,
-                                                    how.causal ? "causal" : how.mask ? "array" : "", mask, sinks);
+    auto mode = how.causal ? "causal" : how.mask ? "array" : "";
+    auto y = mx::fast::scaled_dot_product_attention(
+        wide(in[0]), wide(in[1]), wide(in[2]), how.scale, mode, mask, sinks);
     return {mx::astype(y, dtype)};
   };
 }
@@ -71,7 +72,9 @@ class AttentionPrimitive : public Native {
     if (out.size() == 0) return;
     auto q = rows(in[0]), k = rows(in[1]), v = rows(in[2]);
     if (k.shape(2) == 0)
-      return dispatch(in, out, [y = out.data<char>(), n = out.nbytes()] { std::memset(const_cast<char*>(y), 0, n); });
+      return dispatch(in, out, [y = out.data<char>(), n = out.nbytes()] {
+        std::memset(const_cast<char*>(y), 0, n);
+      });
     Attention a{};
     a.q = q.data<void>(), a.k = k.data<void>(), a.v = v.data<void>();
     a.type = type_of(q.dtype());
@@ -145,7 +148,8 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
     how.sinks = true;
     in.push_back(sinks->dtype() == mx::float32 ? *sinks : mx::astype(*sinks, mx::float32));
   }
-  return mx::array(result_shape(q, v), dtype, std::make_shared<AttentionPrimitive>(current_stream(), how, dtype), in);
+  auto primitive = std::make_shared<AttentionPrimitive>(current_stream(), how, dtype);
+  return mx::array(result_shape(q, v), dtype, primitive, in);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 
 // The operands as stacks of matrices: a vector on the left is a row, one on the right a column.
 struct Shapes {
-  mx::Shape a, b, batch, result;  // a and b in full, the broadcast axes before the last two, the result's shape
+  mx::Shape a, b, batch, result;  // batch: the broadcast axes before the last two
 
   Shapes(const mx::Shape& left, const mx::Shape& right) : a(left), b(right) {
     if (left.empty() || right.empty()) throw std::invalid_argument("matmul: an operand has no axes");
@@ -17,7 +17,7 @@ struct Shapes {
     if (right.size() == 1) b.push_back(1);
     if (a.back() != b[b.size() - 2])
       throw std::invalid_argument("matmul: the last axis of the left operand has " + std::to_string(a.back()) +
-                                  " elements, the axis that it meets " + std::to_string(b[b.size() - 2]));
+                                  " elements, the axis it meets " + std::to_string(b[b.size() - 2]));
     batch = mx::broadcast_shapes(mx::Shape(a.begin(), a.end() - 2), mx::Shape(b.begin(), b.end() - 2));
     result = batch;
     if (left.size() > 1) result.push_back(a[a.size() - 2]);
@@ -68,7 +68,8 @@ class MatmulPrimitive : public Native {
   }
 
   // Gradients are products again; those of vectors are the formula's.
-  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays& outputs) override {
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays& outputs) override {
     auto &a = primals[0], &b = primals[1];
     if (a.ndim() < 2 || b.ndim() < 2) return Native::vjp(primals, cotangents, argnums, outputs);
     auto s = stream();
