@@ -85,9 +85,8 @@ def build(
 def _files(what: Recipe, sets: Sequence[InstructionSet]) -> list[tuple[Path, Sequence[str]]]:
     """The files to compile, each with its flags; the longest work first."""
     files: list[tuple[Path, Sequence[str]]] = [(SOURCE / "isa" / f"{s.name}.cpp", s.flags) for s in sets]
-    files += [(file, ()) for file in sorted((SOURCE / "primitives").glob("*.cpp"))]
-    files += [(file, ()) for file in sorted(SOURCE.glob("*.cpp"))]
-    return [*files, (what.nanobind / "src" / "nb_combined.cpp", ())]
+    files += [(SOURCE / "glue.cpp", ()), (what.nanobind / "src" / "nb_combined.cpp", ())]
+    return [*files, (SOURCE / "pool.cpp", ()), (SOURCE / "cpu.cpp", ())]
 
 
 def _includes(what: Recipe) -> list[str]:
@@ -108,8 +107,8 @@ def _table_of(sets: Sequence[InstructionSet]) -> str:
 def _fresh(target: Path, file: Path) -> bool:
     if not target.is_file():
         return False
-    headers = SOURCE.rglob("*.h") if file.is_relative_to(SOURCE) else ()
-    return all(target.stat().st_mtime > source.stat().st_mtime for source in (file, *headers))
+    included = SOURCE.rglob("*.[ch]*") if file.is_relative_to(SOURCE) else ()
+    return all(target.stat().st_mtime > source.stat().st_mtime for source in (file, *included))
 
 
 class _Work:

@@ -24,7 +24,7 @@ SUFFIX = EXTENSION_SUFFIXES[0]
 FLAGS = (  # without -march: code for a CPU that may lack it stays in the files of isa/
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-Wall", "-DNDEBUG", "-DNB_DOMAIN=mlx", "-DNB_COMPACT_ASSERTIONS"),
+    *("-DNDEBUG", "-DNB_DOMAIN=mlx", "-DNB_COMPACT_ASSERTIONS"),
 )
 
 

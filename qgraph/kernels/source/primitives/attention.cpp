@@ -10,11 +10,11 @@ namespace {
 
 using Optional = std::optional<mx::array>;
 
-struct How {
+struct Scoring {
   float scale;
   bool causal, mask, sinks;
 
-  bool operator==(const How&) const = default;
+  bool operator==(const Scoring&) const = default;
 };
 
 std::string text(const mx::Shape& shape) {
@@ -42,7 +42,7 @@ void check_shapes(const mx::array& q, const mx::array& k, const mx::array& v) {
 }
 
 // In f32: MLX sums in the dtype of its inputs on a CPU.
-Formula formula(How how, mx::Dtype dtype) {
+Formula formula(Scoring how, mx::Dtype dtype) {
   return [=](const Arrays& in) -> Arrays {
     auto wide = [](const mx::array& x) { return x.dtype() == mx::bool_ ? x : mx::astype(x, mx::float32); };
     Optional mask, sinks;
@@ -57,7 +57,7 @@ Formula formula(How how, mx::Dtype dtype) {
 
 class AttentionPrimitive : public Native {
  public:
-  AttentionPrimitive(mx::Stream s, How how, mx::Dtype dtype) : Native(s, formula(how, dtype)), how_(how) {}
+  AttentionPrimitive(mx::Stream s, Scoring how, mx::Dtype dtype) : Native(s, formula(how, dtype)), how_(how) {}
 
   const char* name() const override { return "QgraphAttention"; }
   bool is_equivalent(const mx::Primitive& o) const override {
@@ -113,7 +113,7 @@ class AttentionPrimitive : public Native {
       a.mask_strides[i] = i < missing || mask.shape(i - missing) == 1 ? 0 : mask.strides(i - missing);
   }
 
-  How how_;
+  Scoring how_;
 };
 
 // The mask as the kernel takes it: bool, or a float that fits the result's dtype.
@@ -135,7 +135,7 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
   Arrays in = {q, k, v};
   for (auto& x : in)
     if (x.dtype() != dtype) x = mx::astype(x, dtype);
-  How how{scale, false, false, false};
+  Scoring how{scale, false, false, false};
   if (mask && std::holds_alternative<std::string>(*mask)) {
     check(std::get<std::string>(*mask) == "causal", "the mask must be 'causal' or an array");
     how.causal = true;

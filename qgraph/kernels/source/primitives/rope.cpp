@@ -17,13 +17,13 @@ using Optional = std::optional<mx::array>;
 using Floats = std::vector<float>;
 using Speeds = std::shared_ptr<const Floats>;
 
-struct How {
+struct Turn {
   int dims;
   bool traditional;
   std::optional<float> base;  // or the last input says the frequencies
   float scale;
   std::optional<int> offset;  // or the second input does
-  bool operator==(const How&) const = default;
+  bool operator==(const Turn&) const = default;
 };
 
 // Speeds of the pairs for a base: MLX's, by its own exponential. At position 1e5 a last bit of a speed is a
@@ -120,14 +120,14 @@ void allocate_as(const mx::array& x, mx::array& out) {
 
 class RopePrimitive : public Native {
  public:
-  static mx::array make(How how, Arrays inputs, mx::Stream s) {
+  static mx::array make(Turn how, Arrays inputs, mx::Stream s) {
     auto shape = inputs[0].shape();
     auto dtype = inputs[0].dtype();
     auto primitive = std::make_shared<RopePrimitive>(s, formula(how, dtype, s), how);
     return mx::array(std::move(shape), dtype, std::move(primitive), std::move(inputs));
   }
 
-  RopePrimitive(mx::Stream stream, Formula formula, How how) : Native(stream, std::move(formula)), how_(how) {
+  RopePrimitive(mx::Stream stream, Formula formula, Turn how) : Native(stream, std::move(formula)), how_(how) {
     if (how.base) speeds_ = speeds_of(*how.base, how.dims / 2);
   }
   const char* name() const override { return "QgraphRope"; }
@@ -141,7 +141,7 @@ class RopePrimitive : public Native {
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays& outputs) override {
     if (argnums != std::vector<int>{0}) return Native::vjp(primals, cotangents, argnums, outputs);
-    How back = how_;
+    Turn back = how_;
     back.scale = -how_.scale;
     Arrays inputs = primals;
     inputs[0] = mx::astype(cotangents[0], primals[0].dtype(), stream());
@@ -186,7 +186,7 @@ class RopePrimitive : public Native {
   }
 
  private:
-  static Formula formula(How how, mx::Dtype dtype, mx::Stream s) {
+  static Formula formula(Turn how, mx::Dtype dtype, mx::Stream s) {
     return [=](const Arrays& in) -> Arrays {
       auto x = mx::astype(in[0], mx::float32, s);
       Optional frequencies;
@@ -198,7 +198,7 @@ class RopePrimitive : public Native {
     };
   }
 
-  How how_;
+  Turn how_;
   Speeds speeds_;  // null where the last input says the frequencies
 };
 
@@ -216,7 +216,7 @@ mx::array rope(const mx::array& x, int dims, bool traditional, std::optional<flo
   if (freqs && (freqs->ndim() != 1 || freqs->shape(0) != dims / 2))
     throw std::invalid_argument("rope: there must be dims / 2 frequencies, " + std::to_string(dims / 2));
   Arrays inputs{x};
-  How how{dims, traditional, base, scale, std::nullopt};
+  Turn how{dims, traditional, base, scale, std::nullopt};
   if (auto* given = std::get_if<mx::array>(&offset)) {
     if (!mx::issubdtype(given->dtype(), mx::integer))
       throw std::invalid_argument("rope: the offset is no integer");

@@ -1,0 +1,12 @@
+// The module without the kernels, as one file: alone, each of these would spend most of its time on MLX's headers.
+#include "module.cpp"
+#include "primitive.cpp"
+#include "primitives/attention.cpp"
+#include "primitives/chain_text.cpp"
+#include "primitives/elementwise.cpp"
+#include "primitives/matmul.cpp"
+#include "primitives/norms.cpp"
+#include "primitives/packed.cpp"
+#include "primitives/quantized.cpp"
+#include "primitives/rope.cpp"
+#include "primitives/tape.cpp"
