@@ -10,3 +10,4 @@
 #include "primitives/quantized.cpp"
 #include "primitives/rope.cpp"
 #include "primitives/tape.cpp"
+#include "primitives/whole.cpp"

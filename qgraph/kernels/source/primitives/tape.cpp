@@ -1,15 +1,20 @@
 // A program run once in Python, and from then on built in C++: no Python an op.
 //
 // mx.compile does the same, and more: on a CPU it also fuses element-wise ops by running a C++ compiler.
+#include <algorithm>
 #include <map>
 #include <unordered_map>
 
 #include "../module.h"
-#include "../primitive.h"
+#include "whole.h"
 
 namespace qgraph {
 namespace {
 
+using Values = std::vector<std::optional<mx::array>>;
+
+// The steps of a program. Those on which several results depend are run as a whole; what only one result
+// needs stays ops of its own, so that a result that nobody evaluates costs nothing.
 class Tape {
  public:
   // Run `program` on arrays that stand for `examples`, and keep the ops that it made.
@@ -32,23 +37,26 @@ class Tape {
     for (auto& output : outputs) outputs_.push_back(place_.at(output.id()));
     place_.clear();
     kept_.clear();
+    divide();
   }
 
   nb::tuple operator()(nb::args arguments) const {
     if (arguments.size() != arity_) throw std::invalid_argument("a tape got another number of arrays");
-    std::vector<std::optional<mx::array>> values(places_);
-    for (size_t i = 0; i < arity_; i++) values[i] = nb::cast<mx::array>(arguments[i]);
+    Values values(places_);
+    bool traced = false;  // inside mx.grad, mx.vmap and the like, which must see the ops
+    for (size_t i = 0; i < arity_; i++) {
+      values[i] = nb::cast<mx::array>(arguments[i]);
+      traced = traced || values[i]->is_tracer();
+    }
     for (auto& [place, array] : constants_) values[place] = array;
-    Arrays inputs;
-    for (auto& step : steps_) {
-      inputs.clear();
-      for (size_t place : step.inputs) inputs.push_back(*values[place]);
-      if (step.outputs.size() == 1) {
-        values[step.outputs[0]] = mx::array(step.shapes[0], step.dtypes[0], step.primitive, inputs);
-      } else {
-        auto made = mx::array::make_arrays(step.shapes, step.dtypes, step.primitive, inputs);
-        for (size_t i = 0; i < made.size(); i++) values[step.outputs[i]] = made[i];
-      }
+    if (whole_ && !traced) {
+      Arrays inputs;
+      for (size_t place : whole_->inputs) inputs.push_back(*values[place]);
+      auto made = run_whole(whole_, std::move(inputs));
+      for (size_t i = 0; i < made.size(); i++) values[whole_->results[i]] = std::move(made[i]);
+      for (size_t n : rest_) make(steps_[n], values);
+    } else {
+      for (auto& step : steps_) make(step, values);
     }
     nb::list results;
     for (size_t place : outputs_) results.append(nb::cast(*values[place]));
@@ -56,12 +64,17 @@ class Tape {
   }
 
  private:
-  struct Step {
-    std::shared_ptr<mx::Primitive> primitive;
-    std::vector<mx::Shape> shapes;
-    std::vector<mx::Dtype> dtypes;
-    std::vector<size_t> inputs, outputs;
-  };
+  static void make(const Recorded& step, Values& values) {
+    Arrays inputs;
+    inputs.reserve(step.inputs.size());
+    for (size_t place : step.inputs) inputs.push_back(*values[place]);
+    if (step.outputs.size() == 1) {
+      values[step.outputs[0]] = mx::array(step.shapes[0], step.dtypes[0], step.primitive, std::move(inputs));
+      return;
+    }
+    auto made = mx::array::make_arrays(step.shapes, step.dtypes, step.primitive, inputs);
+    for (size_t i = 0; i < made.size(); i++) values[step.outputs[i]] = made[i];
+  }
 
   // The ops behind `output`, inputs first; without recursion, since a chain may be long.
   void record(const mx::array& output) {
@@ -86,7 +99,7 @@ class Tape {
   }
 
   void add(mx::array array) {
-    Step step{array.primitive_ptr(), {}, {}, {}, {}};
+    Recorded step{array.primitive_ptr(), {}, {}, {}, {}};
     for (auto& input : array.inputs()) step.inputs.push_back(place_.at(input.id()));
     for (auto& one : array.outputs()) {
       step.shapes.push_back(one.shape());
@@ -97,10 +110,81 @@ class Tape {
     steps_.push_back(std::move(step));
   }
 
+  // Find the steps that are run as a whole: those of several results, or of the only one.
+  void divide() {
+    constexpr size_t WORTH = 8;  // steps: fewer are not
+    std::vector<int> maker(places_, -1), needed(steps_.size(), 0);
+    for (size_t n = 0; n < steps_.size(); n++)
+      for (size_t place : steps_[n].outputs) maker[place] = static_cast<int>(n);
+    std::vector<size_t> results;
+    for (size_t place : outputs_)
+      if (maker[place] >= 0 && !std::count(results.begin(), results.end(), place)) results.push_back(place);
+    std::vector<int> seen(steps_.size(), -1);
+    for (size_t r = 0; r < results.size(); r++) {
+      std::vector<int> open{maker[results[r]]};
+      while (!open.empty()) {
+        int n = open.back();
+        open.pop_back();
+        if (n < 0 || seen[n] == static_cast<int>(r)) continue;
+        seen[n] = static_cast<int>(r), needed[n]++;
+        for (size_t place : steps_[n].inputs) open.push_back(maker[place]);
+      }
+    }
+    const int several = results.size() > 1 ? 2 : 1;
+    auto whole = std::make_shared<Whole>();
+    std::vector<bool> inside(steps_.size());
+    for (size_t n = 0; n < steps_.size(); n++) {
+      inside[n] = needed[n] >= several && steps_[n].primitive->device() == mx::Device::cpu;
+      inside[n] = inside[n] && steps_[n].primitive->stream() == steps_[0].primitive->stream();
+      if (inside[n]) whole->steps.push_back(steps_[n]);
+      else if (needed[n] >= several) return;  // on another stream: MLX must see to the order
+      else rest_.push_back(n);
+    }
+    if (whole->steps.size() < WORTH) return;
+    connect(*whole, maker, inside);
+    whole_ = std::move(whole);
+  }
+
+  void connect(Whole& whole, const std::vector<int>& maker, const std::vector<bool>& inside) const {
+    whole.places = places_;
+    std::vector<bool> wanted(places_), listed(places_);
+    for (size_t place : outputs_) wanted[place] = true;
+    for (size_t n : rest_)
+      for (size_t place : steps_[n].inputs) wanted[place] = true;
+    for (auto& step : whole.steps) {
+      for (size_t place : step.inputs) {
+        if (listed[place] || (maker[place] >= 0 && inside[maker[place]])) continue;
+        listed[place] = true;
+        whole.inputs.push_back(place);
+      }
+      for (size_t i = 0; i < step.outputs.size(); i++) {
+        if (!wanted[step.outputs[i]]) continue;
+        whole.results.push_back(step.outputs[i]);
+        whole.shapes.push_back(step.shapes[i]);
+        whole.dtypes.push_back(step.dtypes[i]);
+      }
+    }
+    // From behind, the first reader that is met is the last one.
+    std::vector<bool> read(places_);
+    for (size_t place : whole.results) read[place] = true;
+    whole.last.resize(whole.steps.size());
+    for (size_t n = whole.steps.size(); n-- > 0;) {
+      auto& inputs = whole.steps[n].inputs;
+      whole.last[n].resize(inputs.size());
+      for (size_t i = inputs.size(); i-- > 0;) {
+        whole.last[n][i] = !read[inputs[i]];
+        read[inputs[i]] = true;
+      }
+    }
+    for (auto& [place, array] : constants_) whole.constants.push_back(array);
+  }
+
   size_t arity_ = 0, places_ = 0;
-  std::vector<Step> steps_;
+  std::vector<Recorded> steps_;
   std::vector<std::pair<size_t, mx::array>> constants_;
   std::vector<size_t> outputs_;
+  std::shared_ptr<const Whole> whole_;  // null where there is none
+  std::vector<size_t> rest_;            // steps that are not in it
   std::unordered_map<std::uintptr_t, size_t> place_;
   Arrays kept_;
 };
