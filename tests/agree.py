@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import mlx.core as mx
 import numpy as np
 
@@ -12,6 +14,7 @@ import qgraph as qg
 from qgraph.execute.reference import evaluate, to_numpy
 from qgraph.ir.dtypes import F32, F64
 from qgraph.numeric import tolerance
+from qgraph.ops.chain import Chain
 from qgraph.ops.dispatch import type_of
 from qgraph.quant import unpack
 
@@ -93,8 +96,12 @@ def _numpy(x):
 
 
 def ops(graph):
-    """The op histogram of a graph."""
-    return graph.histogram()
+    """The op histogram of a graph, in which ops that a native kernel computes as a chain count one by one."""
+    counts = Counter(graph.histogram())
+    for node in graph.find(Chain.name):
+        counts.update(node.op.names())
+        counts[Chain.name] -= 1
+    return dict(+counts)
 
 
 def normal(*shape, dtype=mx.float32, seed=None):

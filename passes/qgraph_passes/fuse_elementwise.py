@@ -6,6 +6,8 @@ A group is a value and everything element-wise of its shape that only the group 
 what is read by others ends it. Scalar constants become steps. Every op keeps its dtype and its rounding, so
 that the numbers stay what they were, but for the last bits of exp and the like. One op alone is taken where
 MLX's code for it is slow: arithmetic in 16 bits, and functions of libm.
+
+Under QGRAPH_DEBUG_NAN=1 ops stay what they are, so that the one at fault has its own name and line.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import qgraph as qg
+from qgraph.execute.nonfinite import debugging
 from qgraph.ir import Graph, Node, Value
 from qgraph.ir.dtypes import BF16, F16
 from qgraph.ir.op import NATIVE, Constant, Op
@@ -42,7 +45,7 @@ class FuseElementwise(qg.Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """One sweep from the results back to find the groups, and one forth to make them."""
-        groups = _groups(graph) if context.native else {}
+        groups = _groups(graph) if context.native and not debugging() else {}
         new: dict[Value, Value] = {}
 
         def rebuild(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from qgraph.inspector.layers import collapsed, layer_of, ranges
 from qgraph.ir.graph import Graph, Node
+from qgraph.ops.chain import Chain
 from qgraph.rewrite import Result, Site
 
 WIDTH = 110  # of the text
@@ -40,7 +41,10 @@ class Missed:
 
 @dataclass(frozen=True)
 class Modules:
-    """Modules that run the same ops, views and constants left out: e.g. all layers of a model."""
+    """Modules that run the same ops, views and constants left out: e.g. all layers of a model.
+
+    Element-wise ops that one kernel computes are counted one by one.
+    """
 
     where: str  # e.g. "model.layers.0–35"
     count: int
@@ -156,7 +160,7 @@ def _modules(graph: Graph) -> list[Modules]:
     ops: dict[str, Counter[str]] = {}
     for node in graph.nodes:
         if _makes_data(node):
-            ops.setdefault(layer_of(node.origin.scope), Counter())[node.op.name] += 1
+            ops.setdefault(layer_of(node.origin.scope), Counter()).update(_names(node))
     alike: dict[tuple[str, tuple[tuple[str, int], ...]], list[str]] = {}
     for scope, counts in ops.items():
         listed = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -164,6 +168,11 @@ def _modules(graph: Graph) -> list[Modules]:
     if not any(ops):
         return []
     return [Modules(ranges(scopes), len(scopes), listed) for (_, listed), scopes in alike.items()]
+
+
+def _names(node: Node) -> list[str]:
+    """The op of a node, or those of a chain."""
+    return node.op.names() if isinstance(node.op, Chain) else [node.op.name]
 
 
 def _place(site: Site) -> str:

@@ -109,6 +109,14 @@ class Chain(Op):
             raise QGraphError("elementwise: no steps", fix="give one at least")
         return out
 
+    def names(self) -> list[str]:
+        """The names of the ops, constants left out.
+
+        >>> Chain((("silu", (0,)), ("multiply", (2, 1)))).names()
+        ['silu', 'multiply']
+        """
+        return [name for name, *_ in self.steps if name != Constant.name]
+
     def types(self, inputs: Types) -> list[TensorType]:
         """Of the operands and of every step."""
         out = [t.dense() for t in inputs]

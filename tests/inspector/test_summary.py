@@ -10,6 +10,7 @@ import pytest
 import qgraph as qg
 from qgraph.inspector import summarize
 from qgraph.inspector.layers import collapsed, inside
+from qgraph.rewrite import DEFAULT, Context, Pipeline
 from tests.inspector.programs import layers, layers_arguments, quantized
 
 
@@ -17,9 +18,18 @@ def summary_of(function, *args):
     return summarize(qg.jit(function).result(*args))
 
 
+def summary_on_cpu(function, *args, native):
+    context = Context(device="cpu", native=native)
+    return summarize(Pipeline.parse(DEFAULT).run(qg.jit(function).graph(*args), context))
+
+
+def small(x, w):
+    return (-(x @ w.T)).astype(mx.float16)
+
+
 def test_histogram_bytes_flops_and_casts_of_a_small_program() -> None:
     w = quantized(32, 64)
-    s = summary_of(lambda x, w: (-(x @ w.T)).astype(mx.float16), mx.ones((2, 64)), w)
+    s = summary_on_cpu(small, mx.ones((2, 64)), w, native=False)
     assert {(c.op, c.before, c.after, c.change) for c in s.ops} == {
         ("quantized_matmul", 0, 1, 1),
         ("dot", 1, 0, -1),
@@ -39,6 +49,14 @@ def test_histogram_bytes_flops_and_casts_of_a_small_program() -> None:
     assert s.missed == ()
 
 
+def test_what_one_kernel_computes_is_one_op_without_results_in_between() -> None:
+    s = summary_on_cpu(small, mx.ones((2, 64)), quantized(32, 64), native=True)
+    assert {c.op for c in s.ops if c.after} == {"quantized_matmul", "elementwise"}
+    assert s.activation_bytes == (2 * 32 * (4 + 4 + 2), 2 * 32 * (4 + 2))
+    assert s.flops == (2 * 2 * 32 * 64 + 2 * (2 * 32),) * 2
+    assert s.casts == (1, 0)
+
+
 def test_layers_that_are_alike_are_one_line() -> None:
     s = summarize(layers.result(*layers_arguments()))
     assert dict(s.sites) == {"quantized_matmul": 3, "dequantize": 3}
@@ -48,7 +66,8 @@ def test_layers_that_are_alike_are_one_line() -> None:
 
 
 def test_unpacking_shows_as_activations() -> None:
-    s = summarize(layers.result(*layers_arguments()))
+    graph = layers.graph(*layers_arguments())
+    s = summarize(Pipeline.parse("quantize-dot,legalize").run(graph))
     assert s.activation_bytes[1] - s.activation_bytes[0] == 3 * 64 * 64 * 4
 
 
