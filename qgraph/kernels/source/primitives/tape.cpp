@@ -190,11 +190,16 @@ class Tape {
 };
 
 // A program with a tape for every stream on which it is called: ops remember the one they were made on.
+//
+// A transformation of MLX gets ops of its own: mx.vmap writes the new axis into those that it meets (Reshape,
+// Transpose), which a tape would then make again.
 class Taped {
  public:
   explicit Taped(nb::callable program) : program_(std::move(program)) {}
 
-  nb::tuple operator()(nb::args arguments) {
+  nb::object operator()(nb::args arguments) {
+    for (nb::handle argument : arguments)
+      if (nb::cast<mx::array>(argument).is_tracer()) return program_(*arguments);
     auto& tape = tapes_[current_stream().index];
     if (!tape) {
       auto made = std::make_shared<Tape>(program_, arguments);
