@@ -33,7 +33,7 @@ class Format:
         return {"group_size": self.group, "bits": self.bits, "mode": self.mode}
 
 
-AFFINE = [Format("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
+AFFINE = [Format("affine", bits, group) for bits in (1, 2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
 FORMATS = [*AFFINE, Format("mxfp4", 4, 32), Format("mxfp8", 8, 32), Format("nvfp4", 4, 16)]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 

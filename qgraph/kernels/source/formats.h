@@ -239,6 +239,7 @@ template <class Function> static inline void with_format(const Packed& w, const 
   if (w.mode == Mode::mxfp8) return f(Fp8{});
   if (w.mode != Mode::affine) return f(Fp4{});
   switch (w.bits) {
+    case 1: return f(Affine<1>{});
     case 2: return f(Affine<2>{});
     case 3: return f(Affine<3>{});
     case 4: return f(Affine<4>{});

@@ -1,6 +1,7 @@
 #include "packed.h"
 
 #include <cstring>
+#include <limits>
 
 namespace qgraph {
 
@@ -21,8 +22,8 @@ int64_t product(const mx::Shape& shape, size_t from, size_t to) {
 
 Scheme scheme(const std::string& mode, int bits, int group) {
   if (mode == "affine") {
-    if ((bits < 2 || bits > 8 || bits == 7) || (group != 32 && group != 64 && group != 128))
-      refuse("affine packs 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128");
+    if ((bits < 1 || bits > 8 || bits == 7) || (group != 32 && group != 64 && group != 128))
+      refuse("affine packs 1, 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128");
     return {Mode::affine, mode, bits, group};
   }
   if (mode == "mxfp4" && bits == 4 && group == 32) return {Mode::mxfp4, mode, bits, group};
@@ -139,8 +140,13 @@ std::vector<int64_t> integers(const void* data, mx::Dtype dtype, int64_t size) {
     case mx::Dtype::Val::int8: return copied<int8_t>(data, size);
     case mx::Dtype::Val::int16: return copied<int16_t>(data, size);
     case mx::Dtype::Val::int32: return copied<int32_t>(data, size);
-    case mx::Dtype::Val::uint64:
     case mx::Dtype::Val::int64: return copied<int64_t>(data, size);
+    case mx::Dtype::Val::uint64: {
+      std::vector<int64_t> out = copied<int64_t>(data, size);
+      for (auto& i : out)
+        if (i < 0) i = std::numeric_limits<int64_t>::max();  // beyond every axis, not counted from its end
+      return out;
+    }
     default: refuse("indices are integers");
   }
 }

@@ -264,8 +264,10 @@ class DequantizePrimitive : public Native {
       c.w = stack.at(0);
       auto rows = integers(i, d, c.count);
       std::vector<int64_t> blank;
-      for (int64_t n = 0; n < c.count; n++)
+      for (int64_t n = 0; n < c.count; n++) {
+        if (rows[n] < 0) rows[n] += c.w.rows;  // counted from the end
         if (rows[n] < 0 || rows[n] >= c.w.rows) blank.push_back(n), rows[n] = 0;
+      }
       if (c.w.rows) {
         c.indices = rows.data();
         kernels().dequantize(c);
