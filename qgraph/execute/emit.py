@@ -15,7 +15,7 @@ from qgraph import kernels
 from qgraph._errors import QGraphError
 from qgraph.execute.vmap import first_activations
 from qgraph.ir.graph import Graph, Node, Value
-from qgraph.ir.op import KERNEL, NATIVE, Constant, Input, Operand, Storage, literal
+from qgraph.ir.op import KERNEL, NATIVE, NATIVE_KERNELS, Constant, Input, Operand, Storage, literal
 from qgraph.ir.text import comment, names_of
 from qgraph.ir.types import TensorType
 from qgraph.ops import random_bits, tiled
@@ -85,7 +85,7 @@ class _Writer:
         if isinstance(node.op, Constant):
             self.names[node.outputs[0]] = self.constant(node.op, self.labels[node.outputs[0]], node.types)
             return
-        if node.op.name in PRODUCTS and not getattr(node.op, KERNEL):  # native ones have a rule for vmap
+        if node.op.name in PRODUCTS and getattr(node.op, KERNEL) not in NATIVE_KERNELS:  # which have a rule
             self.guard(node.inputs[0])
         empty = nothing(node)
         operands = tuple(self.names[v] for v in node.inputs) if empty else self.prepared(node)

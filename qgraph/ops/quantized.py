@@ -191,7 +191,7 @@ class QuantizedLoraMatmul(QuantizedMatmul):
         if out.size == 0:
             return f"mx.zeros({out.shape}, {literal(out.dtype)})"
         base = super().emit((x, w), inputs[:2], outputs)
-        if self.kernel:
+        if self.kernel in KERNELS_OF_PRODUCTS:
             low = f"{native.call('matmul', x, a)} * mx.reshape({scale}, ())"
             return f"({base} + {native.call('matmul', low, b)}).astype({literal(out.dtype)})"
         low = f"mx.matmul({x}, {a}) * mx.reshape({scale}, ())"
