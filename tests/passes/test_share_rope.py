@@ -11,6 +11,8 @@ from qgraph.ir import parse_graph
 from qgraph.rewrite import Context, Pipeline
 from tests.agree import agree, normal, ops
 
+# With the native kernels there is nothing to share.
+pytestmark = pytest.mark.usefixtures("mlx_alone")
 PIPELINE = "canonicalize,share-rope,guard-indices,legalize"
 
 
@@ -94,6 +96,13 @@ ROPES = """graph(%x: f32[1,2,3,8], %y: f32[1,4,3,8]) {
 def test_a_gpu_keeps_its_kernel(device):
     result = Pipeline.parse("share-rope").run(parse_graph(ROPES), Context(device=device))
     assert ops(result.graph) == {"rope": 2}
+
+
+def test_the_native_kernel_keeps_its_ropes():
+    for native, found in ((True, True), (False, False)):
+        context = Context(device="cpu", native=native)
+        graph = Pipeline.parse("share-rope").run(parse_graph(ROPES), context).graph
+        assert (ops(graph) == {"rope": 2}) == found
 
 
 def test_fuel_stops_it_between_two_ropes():

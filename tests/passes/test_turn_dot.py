@@ -11,6 +11,8 @@ from qgraph.ir import parse_graph
 from qgraph.rewrite import Context, Pipeline
 from tests.agree import agree, assert_close, magnitude_of, normal, ops
 
+# The native kernels multiply either way.
+pytestmark = pytest.mark.usefixtures("mlx_alone")
 X, W, C = normal(12, 96), normal(40, 96), normal(40)
 
 
@@ -74,6 +76,8 @@ def test_a_gpu_keeps_its_products(device):
     for kind, found in ((device, (0, 1)), ("cpu", (1, 0))):
         result = Pipeline.parse("turn-dot").run(parse_graph(text), Context(device=kind))
         assert turned(result.graph) == found
+    native = Context(device="cpu", native=True)
+    assert turned(Pipeline.parse("turn-dot").run(parse_graph(text), native).graph) == (0, 1)
     assert turned(Pipeline.parse("turn-dot").run(parse_graph(text), Context(device="cpu", fuel=0)).graph) == (
         0,
         1,
