@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t TOGETHER = 32;          // buffers that are let go by one task
 constexpr size_t AHEAD = size_t(1) << 27;  // bytes that steps may allocate before those before them have run
-constexpr int TASKS = 10;                // of the scheduler, that may be left when they did
+constexpr int TASKS = 2;                 // of the scheduler, that may be left of those then
 
 // What one run made, until it is asked for.
 struct Run {
@@ -111,9 +111,9 @@ class WholePrimitive : public mx::Primitive {
     for (size_t i = 0; i < inputs.size(); i++) values[whole_->inputs[i]] = taken(inputs[i]);
     Held held(stream());
     for (size_t n = 0; n < whole_->steps.size(); n++) step(whole_->steps[n], whole_->last[n], values, held);
-    for (size_t i = 0; i < whole_->results.size(); i++) values[whole_->results[i]].swap(run_->results[i]);
-    for (auto& value : values)  // such as a second output that nobody reads, and which is written all the same
+    for (auto& value : values)  // results that nobody may ask for, and second outputs, are written all the same
       if (value) held.hold(*value);
+    for (size_t i = 0; i < whole_->results.size(); i++) values[whole_->results[i]].swap(run_->results[i]);
     held.hold(whole_);  // the constants
     held.let_go();
     Latest::set(stream());
