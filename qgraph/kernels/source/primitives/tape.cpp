@@ -40,16 +40,12 @@ class Tape {
     divide();
   }
 
-  nb::tuple operator()(nb::args arguments) const {
+  nb::tuple operator()(Arrays arguments) const {
     if (arguments.size() != arity_) throw std::invalid_argument("a tape got another number of arrays");
     Values values(places_);
-    bool traced = false;  // inside mx.grad, mx.vmap and the like, which must see the ops
-    for (size_t i = 0; i < arity_; i++) {
-      values[i] = nb::cast<mx::array>(arguments[i]);
-      traced = traced || values[i]->is_tracer();
-    }
+    for (size_t i = 0; i < arity_; i++) values[i] = std::move(arguments[i]);
     for (auto& [place, array] : constants_) values[place] = array;
-    if (whole_ && !traced) {
+    if (whole_) {
       Arrays inputs;
       for (size_t place : whole_->inputs) inputs.push_back(*values[place]);
       auto made = run_whole(whole_, std::move(inputs));
@@ -198,15 +194,18 @@ class Taped {
   explicit Taped(nb::callable program) : program_(std::move(program)) {}
 
   nb::object operator()(nb::args arguments) {
-    for (nb::handle argument : arguments)
-      if (nb::cast<mx::array>(argument).is_tracer()) return program_(*arguments);
+    Arrays given;
+    for (nb::handle argument : arguments) {
+      given.push_back(nb::cast<mx::array>(argument));
+      if (given.back().is_tracer()) return program_(*arguments);
+    }
     auto& tape = tapes_[current_stream().index];
     if (!tape) {
       auto made = std::make_shared<Tape>(program_, arguments);
       tapes_[current_stream().index] = made;  // not `tape`: the program may have let other threads in
-      return (*made)(arguments);
+      return (*made)(std::move(given));
     }
-    return (*std::shared_ptr<Tape>(tape))(arguments);
+    return (*std::shared_ptr<Tape>(tape))(std::move(given));
   }
 
  private:
