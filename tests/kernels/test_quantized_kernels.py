@@ -201,6 +201,23 @@ def test_rows_as_numbers(restored, form, dtype):
         assert same_bits(some, all_rows[mx.array(chosen)])
 
 
+def test_rows_are_counted_from_the_end_too_and_those_out_of_range_are_nan(native):
+    form = Format("affine", 4, 64)
+    w = Weights(form, (11, 64), mx.float32, 3)
+    whole = native.dequantize(*w.parts, dtype=mx.float32, **form.keywords)
+    huge = mx.array(np.array([2**64 - 1, 2**63, 11], np.uint64))
+    for indices, rows in (
+        (mx.array([-1, -11, 4]), [10, 0, 4]),
+        (mx.array([-12, 11, 2**31 - 1]), None),
+        (huge, None),
+    ):
+        found = native.quantized_take(*w.parts, indices, dtype=mx.float32, **form.keywords)
+        if rows:
+            assert same_bits(found, whole[mx.array(rows)])
+        else:
+            assert mx.all(mx.isnan(found))
+
+
 @pytest.mark.parametrize("rows", [1, 4, 9])
 def test_every_code_of_e4m3(restored, rows):
     """The two NaNs among the codes stay NaNs, in every way to read them."""

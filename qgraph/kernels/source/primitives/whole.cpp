@@ -143,7 +143,9 @@ class WholePrimitive : public mx::Primitive {
         inputs.push_back(*value);
       }
     }
-    for (size_t i = 0; i < step.outputs.size(); i++) made.emplace_back(step.shapes[i], step.dtypes[i], nullptr, Arrays{});
+    // MLX's reshape asks its result for the primitive, and that for the stream.
+    for (size_t i = 0; i < step.outputs.size(); i++)
+      made.emplace_back(step.shapes[i], step.dtypes[i], step.primitive, Arrays{});
     step.primitive->eval_cpu(inputs, made);
     held.hold(inputs, last, made);
     for (size_t i = 0; i < made.size(); i++) values[step.outputs[i]] = std::move(made[i]);
