@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 import qgraph as qg
+from qgraph import kernels
 from qgraph.execute.reference import evaluate, to_numpy
 from qgraph.ir.dtypes import F32, F64
 from qgraph.numeric import tolerance
@@ -73,6 +74,18 @@ def assert_close(found, exact, dtype=None, k=1, path="graph", magnitude=None, ab
     """Assert that there is no `difference`."""
     problem = difference(found, exact, dtype, k, path, magnitude)
     assert not problem, (problem, about)
+
+
+def assert_as_mlx(found, wanted, about="", **how):
+    """Assert that `found` is MLX's own result `wanted`: to the bit where MLX's ops are all that runs.
+
+    Where native kernels run it is `assert_close`, with `how` to choose the tolerance.
+    """
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), about
+    if kernels.library() is None:
+        assert mx.array_equal(found, wanted, equal_nan=found.dtype != mx.complex64), about
+    else:
+        assert_close(found, wanted, about=about, **how)
 
 
 def close(*args, **kwargs):

@@ -7,7 +7,7 @@ import numpy as np
 
 import qgraph as qg
 from qgraph.execute.reference import to_numpy
-from tests.agree import assert_close, magnitude_of, normal
+from tests.agree import assert_as_mlx, assert_close, magnitude_of, normal
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -55,6 +55,12 @@ def assert_product(found, x, w, transpose=True, dtype=None, about=""):
     exact = np.matmul(to_numpy(x), np.swapaxes(dense, -1, -2) if transpose else dense)
     magnitude = magnitude_of(x, w, transpose)
     assert_close(found, exact, dtype, k=x.shape[-1], path="P2", magnitude=magnitude, about=about)
+
+
+def assert_kernel(found, x, w, transpose=True):
+    """That `found` is what MLX's quantized_matmul gives: to the bit, or as near as two right sums are."""
+    how = {"k": x.shape[-1], "path": "P2", "magnitude": magnitude_of(x, w, transpose)}
+    assert_as_mlx(found, kernel(x, w, transpose), **how)
 
 
 def largest_terms(w):

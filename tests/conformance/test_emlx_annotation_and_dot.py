@@ -10,12 +10,14 @@ import pytest
 from mlx.utils import tree_map
 
 import qgraph as qg
+from qgraph import kernels
 from qgraph.execute.reference import to_numpy
 from qgraph.ops.dispatch import type_of
 from tests.agree import assert_close, magnitude_of, normal, ops
 from tests.conformance.oracle import (
     MICROSCALED,
     MODES,
+    assert_kernel,
     assert_product,
     kernel,
     largest_terms,
@@ -89,7 +91,7 @@ def test_e24_the_shape_of_the_product(run):
 def test_e25_dot_equals_the_direct_call_of_the_kernel(run):
     x, w = ramp(1, 4, 64, over=100), qg.quantize(ramp(64, 64, over=100))
     found = run(lambda x, w: qg.dot(x, w.T))(x, w)
-    assert mx.array_equal(found, kernel(x, w))
+    assert_kernel(found, x, w)
     assert_product(found, x, w)
 
 
@@ -118,7 +120,7 @@ def test_e28_every_mode_equals_dequantize_and_dot_and_the_kernel(scheme, run):
     dense = run(lambda x, w: qg.dot(x, qg.dequantize(w).T))(x, w)
     assert_product(dense, x, w)
     assert_product(mx.matmul(x, qg.dequantize(w).T), x, w)
-    assert mx.array_equal(found, kernel(x, w))
+    assert_kernel(found, x, w)
 
 
 @pytest.mark.parametrize("scheme", MODES, ids=str)
@@ -194,7 +196,7 @@ def test_e35_the_raw_kernel(run):
     x, w = fixture()
     found = run(qg.quantized_matmul)(x, w)
     assert found.shape == (1, 4, 128)
-    assert mx.array_equal(found, kernel(x, w))
+    assert_kernel(found, x, w)
 
 
 def test_e36_a_lora_branch_equals_the_dense_reference(run):
@@ -215,7 +217,7 @@ def test_e37_a_weight_stored_in_out(scheme, run):
     found = run(lambda x, w: qg.dot(x, w))(x, w)
     assert found.shape == (3, 128)
     assert_product(found, x, w, transpose=False)
-    assert mx.array_equal(found, kernel(x, w, transpose=False))
+    assert_kernel(found, x, w, transpose=False)
 
 
 @pytest.mark.parametrize(("batch", "out"), [*itertools.product([1, 2, 3, 4], [1, 2, 3, 4, 7])])
@@ -325,9 +327,12 @@ def test_e43_another_dtype_of_the_activations_is_cast_and_shown(x, scales, run):
     found = run(f)(xs, w)
     assert found.dtype == (mx.zeros(1, x) + mx.zeros(1, scales)).dtype
     assert_product(found, xs, w)
-    # In 16 bit the CPU's kernel needs its input in float32: a node of the graph, and a line of the source.
+    # In 16 bit MLX's CPU kernel needs its input in float32: a node of the graph, and a line of the source.
     casts = ops(qg.jit(f).optimized(xs, w)).get("cast", 0)
-    assert casts == (x != mx.float32) + (x == scales != mx.float32)
+    if x == scales and kernels.library():  # native kernels sum in float32 themselves
+        assert casts == 0
+    else:
+        assert casts == (x != mx.float32) + (x == scales != mx.float32)
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])

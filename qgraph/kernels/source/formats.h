@@ -4,7 +4,8 @@
 //
 //     F::number(codes)                the numbers without their scale (bits above the code are ignored)
 //     F::scaled(number, scale, bias)  with it
-//     F::Scale(scale, bias)(codes)    both, where many codes share a scale
+//     F::rounded(number, scale, bias) the same with every step rounded, as by MLX's ops
+//     F::Scale(scale, bias)(codes)    number and scaled, where many codes share a scale
 //
 // `codes<BITS>(row, k)` reads codes k to k + W of a row, one a lane, k a multiple of W. A Unit decodes some
 // more of a row at once, perhaps in another order (lanes along k: products of few rows). `unpack` takes the
@@ -176,6 +177,7 @@ template <int B> struct Affine {
     return to_float(c & seti(MASK));
   }
   static V scaled(V number, V scale, V bias) { return fma(number, scale, bias); }
+  static V rounded(V number, V scale, V bias) { return number * scale + bias; }
 };
 
 // A scale without a bias.
@@ -216,6 +218,7 @@ struct Fp4 {
   using Scale = Factor<Fp4>;
 #endif
   static V scaled(V number, V scale, V) { return number * scale; }
+  static V rounded(V number, V scale, V) { return number * scale; }
 };
 
 // e4m3, with a NaN and no infinity.
@@ -232,6 +235,7 @@ struct Fp8 {
     return from_bits(bits(r) | shift_left<24>(c & seti(128)));
   }
   static V scaled(V number, V scale, V) { return number * scale; }
+  static V rounded(V number, V scale, V) { return number * scale; }
 };
 
 // f(F{}) with the format F of `w`.

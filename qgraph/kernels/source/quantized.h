@@ -261,7 +261,7 @@ static void quantized_matmul(const QuantizedMatmul& call) {
   });
 }
 
-// ---- rows as numbers
+// ---- rows as numbers: to the bit what mx.dequantize gives in f32, where 0 is 0 and not a rest of fma
 
 template <class F> static void dequantize_row(const Packed& w, int64_t row, void* y, Type type) {
   auto* scales = static_cast<float*>(scratch(4, 2 * w.groups() * 4));
@@ -270,8 +270,9 @@ template <class F> static void dequantize_row(const Packed& w, int64_t row, void
   const auto* words = reinterpret_cast<const uint8_t*>(w.words) + row * w.row_bytes();
   float numbers[128];
   for (int64_t g = 0; g < w.groups(); g++) {
-    const typename F::Scale scale(scales[g], biases[g]);
-    for (int k = 0; k < w.group; k += V::W) store(numbers + k, scale(codes<F::BITS>(words, g * w.group + k)));
+    const V scale = set1(scales[g]), bias = set1(biases[g]);
+    for (int k = 0; k < w.group; k += V::W)
+      store(numbers + k, F::rounded(F::number(codes<F::BITS>(words, g * w.group + k)), scale, bias));
     narrow(type, numbers, at(y, type, g * w.group), w.group);
   }
 }
