@@ -1,5 +1,6 @@
 // The module without the kernels, as one file: alone, each of these would spend most of its time on MLX's headers.
 #include "module.cpp"
+#include "pages.cpp"
 #include "primitive.cpp"
 #include "primitives/attention.cpp"
 #include "primitives/chain_text.cpp"

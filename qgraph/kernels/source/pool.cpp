@@ -1,8 +1,9 @@
 // The pool: idle workers spin for a moment and then sleep; the caller works too.
 //
 // A caller that waits for a worker which has lost its core to another process waits for a slice of the
-// scheduler's time, some milliseconds, far longer than a small call takes. So the pool watches its joins:
-// after one that stalled, calls of little work stay on the caller's thread for a while.
+// scheduler's time, some milliseconds, far longer than a small call takes. So the pool keeps a balance of what
+// the workers save in small calls and what such waits cost: when it is used up, small calls stay on the caller's
+// thread for a while.
 #include "pool.h"
 
 #include <sched.h>
@@ -23,7 +24,8 @@ using Clock = std::chrono::steady_clock;
 constexpr double SMALLEST = 8e3;    // nanoseconds of work: below, a second thread costs more than it gains
 constexpr double LITTLE = 3e5;      // of work: such calls stay on one thread while the cores are contended
 constexpr double STALL = 2.5e5;     // a join that took so much longer than its share of the work
-constexpr double COOL = 2.5e7;      // how long after a stall; doubles while it goes on, up to
+constexpr double CREDIT = 1e7;      // the balance at most: what stalls may cost before calls go on alone
+constexpr double COOL = 2.5e7;      // how long they do; doubles until the credit is full again, up to
 constexpr double COOLEST = 4e8;
 constexpr int SPINS = 2000;         // of a worker, before it yields its core between looks
 constexpr double AWAKE = 2e5;       // how long an idle worker stays awake
@@ -78,7 +80,7 @@ class Pool {
       wake_.notify_all();
     }
     work();
-    join(nanoseconds / count);
+    join(nanoseconds / count, nanoseconds - nanoseconds / count);
   }
 
  private:
@@ -95,20 +97,22 @@ class Pool {
   }
 
   // Close the round to workers that have not come yet, and wait for those inside. `share` is how long the
-  // call should take: a wait far beyond it means that a worker is not running.
-  void join(double share) {
+  // call should take: a wait far beyond it means that a worker is not running; `saved` what workers save then.
+  void join(double share, double saved) {
+    balance_ = std::min(CREDIT, balance_ + saved);
+    if (balance_ == CREDIT) cooling_ = 0;
     int64_t inside = inside_.fetch_add(CLOSED, std::memory_order_acq_rel);
     if (inside == 0) return;
     double begun = now();
     for (int spins = 0; inside_.load(std::memory_order_acquire) != CLOSED; spins++)
       spins < SPINS ? relax() : (void)sched_yield();
     double waited = now() - begun;
-    if (waited > STALL + share) {
-      cooling_ = std::min(std::max(COOL, cooling_ * 2), COOLEST);
-      cool_until_ = begun + waited + cooling_;
-    } else if (now() > cool_until_ + cooling_) {
-      cooling_ = 0;
-    }
+    if (waited < STALL + share) return;
+    balance_ -= waited;
+    if (balance_ > 0) return;
+    balance_ = 0;
+    cooling_ = std::min(std::max(COOL, cooling_ * 2), COOLEST);
+    cool_until_ = begun + waited + cooling_;
   }
 
   void loop(int id) {
@@ -149,7 +153,7 @@ class Pool {
   int64_t tasks_ = 0;
   int started_ = 0;
   std::atomic<int> helpers_{0};
-  double cool_until_ = 0, cooling_ = 0;
+  double balance_ = CREDIT, cool_until_ = 0, cooling_ = 0;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int64_t> inside_{CLOSED};
   alignas(64) std::atomic<uint64_t> round_{0};

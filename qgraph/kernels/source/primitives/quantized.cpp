@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "../module.h"
+#include "../pages.h"
 #include "packed.h"
 
 namespace qgraph {
@@ -58,6 +59,7 @@ class Product : public Native {
   Arrays stored(const Arrays& in) {
     Arrays parts;
     for (int i = 1; i <= how_.inputs(); i++) parts.push_back(row_major(in[i]));
+    in_large_pages(in[1].data<void>(), in[1].nbytes());
     return parts;
   }
   QuantizedMatmul call(const mx::array& x, const mx::array& out) const {

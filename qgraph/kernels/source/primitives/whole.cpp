@@ -1,8 +1,6 @@
 #include "whole.h"
 
 #include <atomic>
-#include <map>
-#include <mutex>
 
 #include "mlx/scheduler.h"
 
@@ -59,38 +57,16 @@ class Held {
   size_t allocated_ = 0;
 };
 
-// Whether the last run on a stream is through. While it is not, its queued kernels hold the buffers that they
-// read, and no step of the next run could overwrite one: a cache that goes from run to run would be copied.
-class Latest {
- public:
-  static void wait(mx::Stream stream) {
-    std::shared_ptr<std::atomic<bool>> through;
-    {
-      std::lock_guard<std::mutex> lock(mutex());
-      through = table()[stream.index];
-    }
-    if (through) through->wait(false);
-  }
-  static void set(mx::Stream stream) {
-    auto through = std::make_shared<std::atomic<bool>>(false);
-    mx::cpu::get_command_encoder(stream).dispatch([through]() {
-      through->store(true);
-      through->notify_all();
-    });
-    std::lock_guard<std::mutex> lock(mutex());
-    table()[stream.index] = through;
-  }
-
- private:
-  static std::mutex& mutex() {
-    static std::mutex one;
-    return one;
-  }
-  static std::map<int, std::shared_ptr<std::atomic<bool>>>& table() {
-    static std::map<int, std::shared_ptr<std::atomic<bool>>> one;
-    return one;
-  }
-};
+// Wait until all that is queued on a stream has run. Until then it holds the buffers that it reads, and no step
+// could overwrite one: a cache that goes from run to run would be copied.
+void drain(mx::Stream stream) {
+  auto through = std::make_shared<std::atomic<bool>>(false);
+  mx::cpu::get_command_encoder(stream).dispatch([through]() {
+    through->store(true);
+    through->notify_all();
+  });
+  through->wait(false);
+}
 
 // Runs all steps; its own result means nothing but that they were started.
 class WholePrimitive : public mx::Primitive {
@@ -104,7 +80,7 @@ class WholePrimitive : public mx::Primitive {
     allocate(outputs[0]);
     for (auto& input : inputs) {
       if (input.is_donatable() || input.data_shared_ptr().use_count() == 1) continue;
-      Latest::wait(stream());
+      drain(stream());
       break;
     }
     std::vector<std::optional<mx::array>> values(whole_->places);
@@ -115,8 +91,6 @@ class WholePrimitive : public mx::Primitive {
       if (value) held.hold(*value);
     for (size_t i = 0; i < whole_->results.size(); i++) values[whole_->results[i]].swap(run_->results[i]);
     held.hold(whole_);  // the constants
-    held.let_go();
-    Latest::set(stream());
   }
 
  private:
