@@ -3,7 +3,7 @@
     python bench/accuracy.py
 
 Relative root-mean-square error against float64 on the dequantized weights (scales and biases as stored, in
-the dtype of the activations), 4 bits in groups of 64, x and w normal. The result's own rounding is part of it.
+the dtype of the activations), 4 bits in groups of 64, x and w normal. The rounding of the result counts.
 """
 
 from __future__ import annotations

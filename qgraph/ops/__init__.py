@@ -161,12 +161,7 @@ from qgraph.ops.nn import (
     swiglu,
 )
 from qgraph.ops.quantize import quantize
-from qgraph.ops.quantized import (
-    dequantize,
-    quantized_lora_matmul,
-    quantized_matmul,
-    quantized_take,
-)
+from qgraph.ops.quantized import dequantize, quantized_lora_matmul, quantized_matmul, quantized_take
 from qgraph.ops.reduce import (
     all,
     any,
