@@ -50,10 +50,24 @@ Formula product_formula(How how, mx::Dtype dtype, std::function<mx::array(const 
   };
 }
 
+// Packed words have no gradient, nor have the bytes that scale the microscaled modes: an error, as in MLX.
+void check_gradients(const How& how, int words, const std::vector<int>& argnums) {
+  for (int i : argnums) {
+    if (i == words) throw std::invalid_argument("no gradient wrt the quantized weights");
+    if (i == words + 1 && how.scheme.mode != Mode::affine)
+      throw std::invalid_argument("no gradient wrt scales in " + how.scheme.name + " quantization");
+  }
+}
+
 // What both products share when they run: the weight's matrices and how rows of x and y lie.
 class Product : public Native {
  public:
   Product(mx::Stream s, How how, Formula formula) : Native(s, std::move(formula)), how_(how) {}
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays& outputs) override {
+    check_gradients(how_, 1, argnums);
+    return Native::vjp(primals, cotangents, argnums, outputs);
+  }
 
  protected:
   Arrays stored(const Arrays& in) {
@@ -99,7 +113,7 @@ class QuantizedMatmulPrimitive : public Product {
 
   // In x the gradient is the product with the weight the other way round; in the rest it is the formula's.
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays& outputs) override {
-    if (argnums != std::vector<int>{0}) return Native::vjp(primals, cotangents, argnums, outputs);
+    if (argnums != std::vector<int>{0}) return Product::vjp(primals, cotangents, argnums, outputs);
     How back = how_;
     back.transpose = !how_.transpose;
     back.int8 = false;
@@ -244,6 +258,10 @@ class DequantizePrimitive : public Native {
     return out;
   }
   std::vector<mx::Shape> output_shapes(const Arrays& in) override { return {shape(how_, taking_, in)}; }
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays& outputs) override {
+    check_gradients(how_, 0, argnums);
+    return Native::vjp(primals, cotangents, argnums, outputs);
+  }
 
  protected:
   void run(const Arrays& in, mx::array& out) override {
