@@ -9,8 +9,9 @@ import mlx.core as mx
 import pytest
 
 import qgraph as qg
+from qgraph import kernels
 from qgraph.ir import digest, parse_graph
-from tests.agree import agree, normal
+from tests.agree import agree, assert_as_mlx, normal
 from tests.lm.peer import write, write_adapter
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_the_first_examples_run_on_a_checkpoint(checkpoint, capsys):
         exec(block.replace("ADAPTER_DIR", adapter).replace('"DIR"', repr(model)), namespace)
     assert "quantized_lora_matmul" in capsys.readouterr().out
     prompt = mx.array([[1, 2, 3]])
-    assert mx.array_equal(namespace["fast"](prompt), namespace["model"](prompt)).item()
+    assert_as_mlx(namespace["fast"](prompt), namespace["model"](prompt), path="model")
 
 
 def test_the_array_example_runs_and_reports_three_quantized_matmuls():
@@ -52,6 +53,8 @@ def test_the_pass_of_the_readme_fires_and_computes_the_same():
 
 def test_the_graphs_of_the_readme_are_what_the_default_pipeline_does():
     before, after = re.findall(r"graph\(.*?\n\}", blocks("text")[0], re.S)
+    if kernels.library() is None:
+        after = after.replace(", kernel='native'", "")
     result = qg.Pipeline.parse(qg.rewrite.DEFAULT).run(parse_graph(before))
     assert digest(result.graph) == digest(parse_graph(after))
     assert qg.rewrite.DEFAULT in README

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 import qgraph as qg
-from tests.agree import assert_close, normal
+from tests.agree import assert_as_mlx, assert_close, normal
 
 X = normal(2, 7, 64)
 
@@ -38,8 +38,7 @@ def quantized(model, **scheme):
 
 
 def equal(a, b):
-    assert a.dtype == b.dtype
-    assert mx.array_equal(a, b).item()
+    assert_as_mlx(a, b, path="graph")
 
 
 def test_the_result_is_an_object_of_the_same_class_with_the_same_parts():
@@ -177,7 +176,7 @@ def test_another_thread_runs_the_model_while_it_is_captured():
     try:
         for _ in range(20):
             fast = qg.optimize(model)
-            assert mx.array_equal(fast(X), expected).item()
+            equal(fast(X), expected)
     finally:
         stop.set()
         thread.join()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import qgraph as qg
-from qgraph import TraceError
+from qgraph import TraceError, kernels
+from qgraph.execute.reference import to_numpy
 from qgraph.ir.dtypes import F32
 from tests.agree import close
 from tests.jit.data import normal, weight
@@ -49,10 +50,10 @@ def test_gradients_of_adapters_beside_a_quantized_weight() -> None:
     w, x = weight(), normal(3, 64)
     a, b = normal(64, 4, seed=2), normal(4, 32, seed=3)
     f = qg.jit(lambda a, b: qg.sum(qg.tanh(qg.dot(x, w.T) + 2.0 * qg.dot(x, a) @ b)))
-    dense = qg.dequantize(w)
-    eager = lambda a, b: mx.sum(mx.tanh(x @ dense.T + 2.0 * (x @ a) @ b))  # noqa: E731
-    for argument in (0, 1):
-        assert close(mx.grad(f, argument)(a, b), mx.grad(eager, argument)(a, b))
+    xn, wn, an, bn = map(to_numpy, (x, w, a, b))
+    slope = 1 - np.tanh(xn @ wn.T + 2 * (xn @ an) @ bn) ** 2
+    for argument, exact in enumerate((2 * xn.T @ slope @ bn.T, 2 * (xn @ an).T @ slope)):
+        assert close(mx.grad(f, argument)(a, b), exact)
 
 
 def test_second_derivatives_and_jvp() -> None:
@@ -72,13 +73,33 @@ def test_vmap_of_a_dense_function() -> None:
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_vmap_over_a_quantized_product_is_refused_clearly(eager: bool) -> None:
+def test_vmap_over_a_quantized_product(eager: bool) -> None:
+    """Native kernels have a rule for it: along x, and along the scales too."""
+    if kernels.library() is None:
+        pytest.skip("without the native kernels it is refused")
     w, xs = weight(), normal(5, 3, 64)
-    f = qg.jit(lambda x: qg.silu(x @ w.T) @ weight(1, (64, 32), group_size=32).T)
+    f = (lambda x: qg.dot(x, w.T)) if eager else qg.jit(lambda x: qg.silu(x @ w.T) @ second.T)
+    second = weight(1, (64, 32), group_size=32)
+    found = mx.vmap(f)(xs)
+    for i in range(5):
+        assert close(found[i], f(xs[i]), k=96, path="graph")
+    packed, scales, biases = w.components()
+    product = qg.jit(lambda w: qg.dot(xs[0], w.T))
+    g = lambda s: product(qg.from_quantized(packed, s, biases, bits=4, group_size=64))  # noqa: E731
+    factors = mx.array([1.0, -0.5, 3.0])[:, None, None]
+    for got, factor in zip(mx.vmap(g)(scales * factors), factors, strict=True):
+        assert close(got, g(scales * factor[0]), k=64, path="graph")
+
+
+@pytest.mark.usefixtures("mlx_alone")
+@pytest.mark.parametrize("eager", [False, True])
+def test_vmap_over_a_quantized_product_of_mlx_is_refused_clearly(eager: bool) -> None:
+    w, xs = weight(0, (64, 128)), normal(5, 3, 128)  # of which no test has made a program with kernels
+    f = qg.jit(lambda x: qg.silu(x @ w.T) @ weight(1, (128, 64), group_size=32).T)
     with pytest.raises(TraceError, match=r"mx\.vmap over a quantized product") as info:
         mx.vmap((lambda x: qg.dot(x, w.T)) if eager else f)(xs)
     assert "fix:" in str(info.value)
-    assert f(xs).shape == (5, 3, 64)  # leading axes need no vmap
+    assert f(xs).shape == (5, 3, 128)  # leading axes need no vmap
 
 
 def test_vmap_over_what_is_not_multiplied_by_packed_words_works() -> None:
