@@ -149,3 +149,17 @@ def test_many_temporaries_are_let_go_on_the_way():
     before = mx.get_active_memory()
     mx.eval(f(x, w))
     assert mx.get_peak_memory() - before < 40 * x.nbytes
+
+
+def test_every_way_to_lay_out_what_must_be_copied():
+    """A reshape of what lies in no order copies it, on the stream of its result's primitive."""
+
+    def f(x):
+        y = qg.broadcast_to(x[:, None], (4, 3, 6))
+        for _ in range(3):
+            y = qg.reshape(y, (-1, 6)).T + 1.0
+            y = qg.reshape(y, (6, 3, 4))
+            y = qg.concatenate(qg.split(qg.transpose(y, (2, 1, 0)), 2, axis=-1)[::-1], axis=-1)
+        return y
+
+    agree(qg.jit(f), normal(4, 6))
