@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """Replace `right`, which stands once in `module`, by `wrong`."""
+    """Replace `right`, which stands once in `module`, by `wrong`.
+
+    `kernels` is QGRAPH_KERNELS then: most faults are about what runs without the native ones.
+    """
 
     name: str
     module: str
     right: str
     wrong: str
     tests: tuple[str, ...]
+    kernels: str = "off"
 
     def applied_to(self, source: str) -> str:
         """The source with the fault. AssertionError unless its place is there, once."""

@@ -48,7 +48,11 @@ def switch(fault: Fault) -> dict[str, str]:
     """The environment of a process in which, and in whose children, `fault` is planted."""
     root = Path(__file__).parents[2]
     paths = [str(Path(__file__).with_name("site")), str(root), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"QGRAPH_FAULT": fault.name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return os.environ | {
+        "QGRAPH_FAULT": fault.name,
+        "QGRAPH_KERNELS": fault.kernels,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 def plant() -> None:
