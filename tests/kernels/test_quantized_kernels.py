@@ -327,3 +327,47 @@ def test_many_rows_with_every_format(restored):
         w = Weights(form, (50, 5 * form.group), mx.bfloat16, 2)
         x = mx.random.normal((259, 5 * form.group), key=mx.random.key(2)).astype(mx.bfloat16)
         check(product(restored, x, w, True), x, w, True, form)
+
+
+PAIRED = [Format("affine", bits, group) for bits in (2, 4, 8) for group in (32, 64, 128)]
+
+
+@pytest.mark.parametrize("form", [*PAIRED, Format("mxfp4", 4, 32)], ids=str)
+def test_many_rows_of_bfloat16(restored, form):
+    """Blocks of rows, of columns and of k that are full or not, as pairs where the CPU is fast at them."""
+    for m, n, k in ((6, 33, 256), (7, 1, 384), (17, 71, 640), (40, 15, 128), (130, 47, 896), (515, 3, 384)):
+        w = Weights(form, (n, k), mx.bfloat16, m)
+        x = mx.random.normal((m, k), key=mx.random.key(n)).astype(mx.bfloat16)
+        found = []
+        for threads in (1, 2):
+            restored.set_threads(threads)
+            found.append(product(restored, laid_out(x, "wide"), w, True))
+            check(found[-1], x, w, True, (m, n, k))
+        assert same_bits(*found)
+
+
+def test_many_gathered_rows_of_bfloat16(restored):
+    form = Format("affine", 4, 64)
+    rng = np.random.default_rng(5)
+    w = Weights(form, (2, 37, 320), mx.bfloat16, 5)
+    x = mx.random.normal((9, 1, 320), key=mx.random.key(5)).astype(mx.bfloat16)
+    lhs, rhs = rng.integers(0, 9, 40), rng.integers(0, 2, 40)
+    chosen = Weights.__new__(Weights)
+    chosen.numbers, chosen.sizes = w.numbers[rhs], w.sizes[rhs]
+    rows, matrices = mx.array(lhs), mx.array(rhs)
+    found = restored.gather_qmm(
+        x, *w.parts, rows, matrices, transpose=True, sorted_indices=False, **form.keywords
+    )
+    check(found, x[rows], chosen, True)
+
+
+def test_huge_numbers_among_many_rows(restored):
+    """Sums of x that overflow, though the products with small weights do not."""
+    form = Format("affine", 4, 64)
+    w = Weights(form, (21, 320), mx.bfloat16, 6)
+    small = 2.0**-20
+    w.scales, w.biases = w.scales * small, w.biases * small
+    w.numbers, w.sizes = w.numbers * small, w.sizes * small
+    x = mx.random.normal((8, 320), key=mx.random.key(6)).astype(mx.bfloat16)
+    x[3] = mx.full((320,), 3e38, mx.bfloat16)
+    check(product(restored, x, w, True), x, w, True)

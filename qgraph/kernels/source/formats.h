@@ -324,6 +324,52 @@ template <int SIZE> struct Unit<Fp8, SIZE> {
 
 // ---- words of W rows, one row a lane
 
+// to[j] = the j-th word of every row, row i in lane i; zeros in the lanes from `rows` on.
+static inline void transpose(const uint32_t* from, int64_t stride, int rows, int64_t n, I* to) {
+  int64_t j = 0;
+#if defined(__AVX512F__)
+  for (; j < n; j += 16) {
+    const __mmask16 mask = first(static_cast<int>(n - j < 16 ? n - j : 16));
+    __m512i r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      r[i] = i < rows ? _mm512_maskz_loadu_epi32(mask, from + i * stride + j) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+      t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+      r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+      r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+      r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 16 && j + i < n; i++) to[j + i] = {r[i]};
+  }
+#endif
+  for (; j < n; j++) {
+    uint32_t lanes[V::W] = {};
+    for (int i = 0; i < rows; i++) lanes[i] = from[i * stride + j];
+    std::memcpy(&to[j], lanes, sizeof lanes);
+  }
+}
+
 // The smallest number of codes that fill whole words.
 template <int BITS> constexpr int CODES = BITS == 2 || BITS == 6 ? 16 : BITS == 4 ? 8 : BITS == 8 ? 4 : 32;
 
