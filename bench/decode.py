@@ -83,7 +83,8 @@ def run_qgraph(step, params, config, prompt, dtype):
 @click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--compile", "compiled", is_flag=True, help="Run qgraph's programs through mx.compile.")
 def main(dtype, compiled):
-    os.environ["QGRAPH_COMPILE"] = "1" if compiled else "0"
+    if compiled:
+        os.environ["QGRAPH_COMPILE"] = "1"
     dtype = getattr(mx, dtype)
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint(folder, dtype)

@@ -82,7 +82,8 @@ def compare(name, kind, dtype, prompt, tokens, rounds):
 @click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--compile", "compiled", is_flag=True, help="Run qgraph's programs through mx.compile.")
 def main(names, kinds, prompt, tokens, rounds, dtype, compiled):
-    os.environ["QGRAPH_COMPILE"] = "1" if compiled else "0"
+    if compiled:
+        os.environ["QGRAPH_COMPILE"] = "1"
     draw = Random(0)
     ids = [draw.randrange(VOCAB) for _ in range(prompt)]
     print(f"{mx.default_device()}, {dtype}, prompt {prompt}, {tokens} tokens, {rounds} rounds; 1.0 × wanted")
