@@ -70,3 +70,23 @@ def test_the_number_of_threads_changes_no_bit(native):
     finally:
         native.set_threads(before)
     assert all(np.array_equal(found[0], y) for y in found)
+
+
+def test_threads_that_come_and_go_leave_nothing_behind():
+    """Each has a stream of its own, and ops belong to a stream."""
+    import gc
+    from threading import Thread
+
+    f, (x, w) = qg.jit(lambda x, w: qg.softmax(x @ w.T, -1)), (normal(2, 64), qg.quantize(normal(32, 64)))
+    expected, sizes = np.array(f(x, w)), []
+    for n in range(60):
+        found = []
+        thread = Thread(target=lambda found=found: found.append(np.array(f(x, w))))
+        thread.start()
+        thread.join()
+        assert np.array_equal(found[0], expected)
+        if n % 20 == 19:
+            gc.collect()
+            sizes.append(mx.get_active_memory())
+    assert sizes[-1] == sizes[0]
+    assert np.array_equal(np.array(f(x, w)), expected)

@@ -185,7 +185,8 @@ class Tape {
   Arrays kept_;
 };
 
-// A program with a tape for every stream on which it is called: ops remember the one they were made on.
+// A program with a tape for every stream on which it is called: ops remember the one they were made on. Every
+// thread has a stream of its own, numbered as they come; threads end, so only the last few tapes are kept.
 //
 // A transformation of MLX gets ops of its own: mx.vmap writes the new axis into those that it meets (Reshape,
 // Transpose), which a tape would then make again.
@@ -199,16 +200,19 @@ class Taped {
       given.push_back(nb::cast<mx::array>(argument));
       if (given.back().is_tracer()) return program_(*arguments);
     }
-    auto& tape = tapes_[current_stream().index];
+    const int stream = current_stream().index;
+    auto found = tapes_.find(stream);
+    auto tape = found == tapes_.end() ? nullptr : found->second;
     if (!tape) {
-      auto made = std::make_shared<Tape>(program_, arguments);
-      tapes_[current_stream().index] = made;  // not `tape`: the program may have let other threads in
-      return (*made)(std::move(given));
+      tape = std::make_shared<Tape>(program_, arguments);
+      tapes_[stream] = tape;
+      if (tapes_.size() > KEPT) tapes_.erase(tapes_.begin()->first == stream ? std::prev(tapes_.end()) : tapes_.begin());
     }
-    return (*std::shared_ptr<Tape>(tape))(std::move(given));
+    return (*tape)(std::move(given));
   }
 
  private:
+  static constexpr size_t KEPT = 8;
   nb::callable program_;
   std::map<int, std::shared_ptr<Tape>> tapes_;
 };
