@@ -75,7 +75,7 @@ class Legalize(qg.Pass):
 class _Legal:
     """The legal form of one node."""
 
-    def __init__(self, builder: Builder, node: Node, context: Context, activations: str) -> None:
+    def __init__(self, builder: Builder, node: Node, context: Context, activations: str = "") -> None:
         self.activations = activations
         self.builder = builder
         self.node = node

@@ -12,6 +12,14 @@ from tests.fuzz.shrink import size
 
 
 @pytest.mark.slow
+def test_300_random_graphs_keep_their_meaning_with_native_kernels():
+    batch = run(first=2020, count=300)
+    assert not batch.failures, report.text(batch)
+    assert batch.counts["run through MLX"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mlx_alone")  # every rule is to fire, and some are for MLX's kernels
 def test_every_pass_keeps_the_meaning_of_300_random_graphs():
     batch = run(first=20, count=300)
     assert not batch.failures, report.text(batch)
@@ -24,6 +32,7 @@ def test_every_pass_keeps_the_meaning_of_300_random_graphs():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("mlx_alone")
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda f: f.__name__)
 def test_a_planted_bug_is_caught_and_shrinks_to_a_few_nodes(plant, monkeypatch):
     plant(monkeypatch)

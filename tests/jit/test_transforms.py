@@ -94,7 +94,7 @@ def test_vmap_over_a_quantized_product(eager: bool) -> None:
 @pytest.mark.usefixtures("mlx_alone")
 @pytest.mark.parametrize("eager", [False, True])
 def test_vmap_over_a_quantized_product_of_mlx_is_refused_clearly(eager: bool) -> None:
-    w, xs = weight(0, (64, 128)), normal(5, 3, 128)  # of which no test has made a program with kernels
+    w, xs = weight(0, (64, 192)), normal(5, 3, 192)  # of which no test has made a program with kernels
     f = qg.jit(lambda x: qg.silu(x @ w.T) @ weight(1, (128, 64), group_size=32).T)
     with pytest.raises(TraceError, match=r"mx\.vmap over a quantized product") as info:
         mx.vmap((lambda x: qg.dot(x, w.T)) if eager else f)(xs)

@@ -81,6 +81,9 @@ def test_a_prompt_in_chunks_equals_one_in_one(tmp_path: Path, monkeypatch: pytes
     assert [piece.token for piece in model.generate(PROMPT, max_tokens=16)] == whole
 
 
+@pytest.mark.usefixtures(
+    "mlx_alone"
+)  # one case is ill-conditioned: other roundings move it by more than 1e-4
 @pytest.mark.parametrize(
     "quantization", [None, {"bits": 4}, {"mode": "mxfp4"}], ids=["dense", "4bit", "mxfp4"]
 )
