@@ -4,27 +4,31 @@
 
 namespace qgraph {
 
-Arrays Native::vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
-  // Only the inputs that are asked for vary: the others may have no gradient in MLX (packed words).
-  Arrays varying;
-  for (int i : argnums) varying.push_back(primals[i]);
-  auto partial = [&](const Arrays& given) {
-    Arrays all = primals;
+namespace {
+
+// The formula of the inputs `argnums` alone: the others may have no gradient in MLX (packed words).
+Formula of_some(const Formula& formula, const Arrays& inputs, const std::vector<int>& argnums) {
+  return [=](const Arrays& given) {
+    Arrays all = inputs;
     for (size_t i = 0; i < argnums.size(); i++) all[argnums[i]] = given[i];
-    return formula_(all);
+    return formula(all);
   };
-  return mx::vjp(partial, varying, cotangents).second;
+}
+
+Arrays some(const Arrays& inputs, const std::vector<int>& argnums) {
+  Arrays chosen;
+  for (int i : argnums) chosen.push_back(inputs[i]);
+  return chosen;
+}
+
+}  // namespace
+
+Arrays Native::vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+  return mx::vjp(of_some(formula_, primals, argnums), some(primals, argnums), cotangents).second;
 }
 
 Arrays Native::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
-  Arrays varying;
-  for (int i : argnums) varying.push_back(primals[i]);
-  auto partial = [&](const Arrays& given) {
-    Arrays all = primals;
-    for (size_t i = 0; i < argnums.size(); i++) all[argnums[i]] = given[i];
-    return formula_(all);
-  };
-  return mx::jvp(partial, varying, tangents).second;
+  return mx::jvp(of_some(formula_, primals, argnums), some(primals, argnums), tangents).second;
 }
 
 std::pair<Arrays, std::vector<int>> Native::vmap(const Arrays& inputs, const std::vector<int>& axes) {
