@@ -85,7 +85,10 @@ def test_vmap_over_a_quantized_product(eager: bool) -> None:
         assert close(found[i], f(xs[i]), k=96, path="graph")
     packed, scales, biases = w.components()
     product = qg.jit(lambda w: qg.dot(xs[0], w.T))
-    g = lambda s: product(qg.from_quantized(packed, s, biases, bits=4, group_size=64))  # noqa: E731
+
+    def g(s):
+        return product(qg.from_quantized(packed, s, biases, bits=4, group_size=64))
+
     factors = mx.array([1.0, -0.5, 3.0])[:, None, None]
     for got, factor in zip(mx.vmap(g)(scales * factors), factors, strict=True):
         assert close(got, g(scales * factor[0]), k=64, path="graph")
