@@ -92,9 +92,7 @@ def test_lora_equals_mlx_lm(
     tmp_path: Path, quantization: dict[str, Any] | None, keys: list[str] | None
 ) -> None:
     folder = write(tmp_path / "model", MEDIUM, quantization=quantization)
-    # Stronger adapters make activations large and attention sharp: MLX's own logits are then further from
-    # those in float64 than the tolerance of models.
-    parameters = {"scale": 1.0} | ({"keys": keys} if keys else {})
+    parameters = {"keys": keys} if keys else {}
     adapter = write_adapter(tmp_path / "adapter", folder, layers=3, **parameters)
     peer, model = Peer(folder, adapter), qg.lm.load(folder, adapter)
     assert_same_generation(model, peer, 32)
