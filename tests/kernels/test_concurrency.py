@@ -88,5 +88,5 @@ def test_threads_that_come_and_go_leave_nothing_behind():
         if n % 20 == 19:
             gc.collect()
             sizes.append(mx.get_active_memory())
-    assert sizes[-1] == sizes[0]
+    assert sizes[-1] <= sizes[0]  # less: what an earlier test left is freed at any time
     assert np.array_equal(np.array(f(x, w)), expected)
