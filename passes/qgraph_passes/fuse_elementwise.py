@@ -4,8 +4,9 @@ multiply(silu(gate), up) → elementwise{steps=(silu, multiply)}(gate, up)
 
 A group is a value and everything element-wise of its shape that only the group reads; it has one result, and
 what is read by others ends it. Scalar constants become steps. Every op keeps its dtype and its rounding, so
-that the numbers stay what they were, but for the last bits of exp and the like. One op alone is taken where
-MLX's code for it is slow: arithmetic in 16 bits, and functions of libm.
+that the numbers stay what they were, but for the last bits of exp and the like. One op alone is taken too where
+it computes floats: MLX's code is slow in 16 bits and in functions of libm, and an op of its own between
+kernels costs a step's time to set up (see `source/primitives/replay.h`).
 
 Under QGRAPH_DEBUG_NAN=1 ops stay what they are, so that the one at fault has its own name and line.
 """
@@ -19,7 +20,6 @@ from typing import Any
 import qgraph as qg
 from qgraph.execute.nonfinite import debugging
 from qgraph.ir import Graph, Node, Value
-from qgraph.ir.dtypes import BF16, F16
 from qgraph.ir.op import NATIVE, Constant, Op
 from qgraph.ir.origin import Step, merge_origins
 from qgraph.ops.chain import Chain, computed
@@ -27,10 +27,6 @@ from qgraph.rewrite import Context
 
 OPERANDS, STEPS = 8, 24  # of a group at most: their blocks are to fit into the first-level cache
 SMALL = 64  # elements: below, one op alone is not worth it
-SLOW = (
-    *("cos", "erf", "exp", "expm1", "gelu", "log", "log1p", "logaddexp", "power", "sigmoid", "silu", "sin"),
-    *("tanh", "where"),
-)
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,8 @@ class _Group:
         (node, *others) = self.nodes
         if others:
             return True
-        halves = any(v.type.dtype in (BF16, F16) for v in (*node.inputs, *node.outputs))
-        return node.types[0].size >= SMALL and node.op.name != "cast" and (halves or node.op.name in SLOW)
+        floats = any(v.type.dtype.is_float for v in (*node.inputs, *node.outputs))
+        return node.types[0].size >= SMALL and node.op.name != "cast" and floats
 
 
 def _groups(graph: Graph) -> dict[Node, _Group]:

@@ -37,20 +37,21 @@ std::pair<Arrays, std::vector<int>> Native::vmap(const Arrays& inputs, const std
 
 namespace {
 
-// The elements of a strided array in row-major order; whole rows at once where the last axis is contiguous.
 template <class T>
-void gather(const T* from, T* to, const mx::Shape& shape, const mx::Strides& strides) {
-  int last = static_cast<int>(shape.size()) - 1;
-  int64_t row = shape[last], step = strides[last], rows = 1;
+void copy_strided(const T* from, const mx::Strides& from_strides, T* to, const mx::Strides& to_strides,
+                   const mx::Shape& shape) {
+  const int last = static_cast<int>(shape.size()) - 1;
+  if (last < 0) return void(*to = *from);
+  int64_t row = shape[last], step = from_strides[last], to_step = to_strides[last], rows = 1;
   for (int i = 0; i < last; i++) rows *= shape[i];
   std::vector<int64_t> position(shape.size(), 0);
-  for (int64_t r = 0; r < rows; r++, to += row) {
-    if (step == 1) std::memcpy(to, from, row * sizeof(T));
-    else for (int64_t j = 0; j < row; j++) to[j] = from[j * step];
+  for (int64_t r = 0; r < rows; r++) {
+    if (step == 1 && to_step == 1) std::memcpy(to, from, row * sizeof(T));
+    else for (int64_t j = 0; j < row; j++) to[j * to_step] = from[j * step];
     for (int i = last - 1; i >= 0; i--) {
-      from += strides[i];
+      from += from_strides[i], to += to_strides[i];
       if (++position[i] < shape[i]) break;
-      from -= strides[i] * shape[i];
+      from -= from_strides[i] * shape[i], to -= to_strides[i] * shape[i];
       position[i] = 0;
     }
   }
@@ -58,22 +59,31 @@ void gather(const T* from, T* to, const mx::Shape& shape, const mx::Strides& str
 
 }  // namespace
 
-mx::array Native::row_major(const mx::array& a) {
+void copy_elements(const void* from, const mx::Strides& from_strides, void* to, const mx::Strides& to_strides,
+                   const mx::Shape& shape, size_t size) {
+  auto as = [&](auto type) {
+    using T = decltype(type);
+    copy_strided(static_cast<const T*>(from), from_strides, static_cast<T*>(to), to_strides, shape);
+  };
+  switch (size) {
+    case 1: return as(uint8_t());
+    case 2: return as(uint16_t());
+    case 4: return as(uint32_t());
+    default: return as(uint64_t());
+  }
+}
+
+thread_local Recording* recording = nullptr;
+
+mx::array row_major(const mx::array& a, mx::Stream stream) {
   if (a.flags().row_contiguous) return a;
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.add_temporary(copy);
-  encoder.dispatch([from = a.data<char>(), to = copy.data<char>(), shape = a.shape(), strides = a.strides(),
-                    size = a.itemsize()]() {
-    auto* p = const_cast<char*>(from);
-    auto* q = const_cast<char*>(to);
-    switch (size) {
-      case 1: return gather(reinterpret_cast<uint8_t*>(p), reinterpret_cast<uint8_t*>(q), shape, strides);
-      case 2: return gather(reinterpret_cast<uint16_t*>(p), reinterpret_cast<uint16_t*>(q), shape, strides);
-      case 4: return gather(reinterpret_cast<uint32_t*>(p), reinterpret_cast<uint32_t*>(q), shape, strides);
-      default: return gather(reinterpret_cast<uint64_t*>(p), reinterpret_cast<uint64_t*>(q), shape, strides);
-    }
+  if (recording) recording->buffers.push_back(copy.data_shared_ptr());
+  else mx::cpu::get_command_encoder(stream).add_temporary(copy);
+  send(stream, [from = a.data<char>(), to = copy.data<char>(), shape = a.shape(), strides = a.strides(),
+                dense = copy.strides(), size = a.itemsize()] {
+    copy_elements(from, strides, const_cast<char*>(to), dense, shape, size);
   });
   return copy;
 }

@@ -23,6 +23,27 @@ namespace mx = mlx::core;
 using Arrays = std::vector<mx::array>;
 using Formula = std::function<Arrays(const Arrays&)>;
 
+// Kernels that are kept, to be called again and again, and the buffers whose addresses they know.
+struct Recording {
+  std::vector<std::function<void()>> calls;
+  std::vector<std::shared_ptr<mx::array::Data>> buffers;
+};
+
+// Where this thread's kernels go while they are recorded; null: to the stream, to be run.
+extern thread_local Recording* recording;
+
+template <class F> void send(mx::Stream stream, F&& kernel) {
+  if (recording) recording->calls.emplace_back(std::forward<F>(kernel));
+  else mx::cpu::get_command_encoder(stream).dispatch(std::forward<F>(kernel));
+}
+
+// The elements of a strided array, of `size` bytes each, to the places of another one of the same shape.
+void copy_elements(const void* from, const mx::Strides& from_strides, void* to, const mx::Strides& to_strides,
+                   const mx::Shape& shape, size_t size);
+
+// `a`, or a row-major copy of it that lives until the kernels that are sent next have run.
+mx::array row_major(const mx::array& a, mx::Stream stream);
+
 // A primitive with one result. `formula` computes the same of the same inputs with MLX's ops: it is what
 // mx.grad, mx.jvp and mx.vmap transform. A subclass gives name(), is_equivalent(), output_shapes() and run().
 class Native : public mx::Primitive {
@@ -45,10 +66,9 @@ class Native : public mx::Primitive {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     for (auto& a : inputs) encoder.set_input_array(a);
     encoder.set_output_array(out);
-    encoder.dispatch(std::forward<F>(kernel));
+    send(stream(), std::forward<F>(kernel));
   }
-  // `a`, or a row-major copy of it that lives until the kernel has run.
-  mx::array row_major(const mx::array& a);
+  mx::array row_major(const mx::array& a) { return qgraph::row_major(a, stream()); }
 
   Formula formula_;
 };

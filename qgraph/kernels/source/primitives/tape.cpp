@@ -6,12 +6,10 @@
 #include <unordered_map>
 
 #include "../module.h"
-#include "whole.h"
+#include "replay.h"
 
 namespace qgraph {
 namespace {
-
-using Values = std::vector<std::optional<mx::array>>;
 
 // The steps of a program. Those on which several results depend are run as a whole; what only one result
 // needs stays ops of its own, so that a result that nobody evaluates costs nothing.
@@ -137,8 +135,31 @@ class Tape {
       else rest_.push_back(n);
     }
     if (whole->steps.size() < WORTH) return;
+    put_first(*whole);
     connect(*whole, maker, inside);
+    if (whole->first < whole->steps.size() && Replay::worth(whole->steps, whole->first))
+      whole->replay = std::make_shared<Replay>(*whole);
     whole_ = std::move(whole);
+  }
+
+  // Put first what a replay leaves to MLX; all, where that is not possible.
+  void put_first(Whole& whole) const {
+    std::vector<bool> made(places_);  // by a step of the replay
+    std::vector<Recorded> first, then;
+    bool possible = true;
+    for (auto& step : whole.steps) {
+      const auto kind = kind_of(step);
+      bool behind = kind == Kind::kernel;
+      for (size_t place : step.inputs) behind = behind || made[place];
+      possible = possible && !(behind && kind == Kind::other);
+      if (behind)
+        for (size_t place : step.outputs) made[place] = true;
+      (behind ? then : first).push_back(step);
+    }
+    whole.first = possible ? first.size() : whole.steps.size();
+    if (!possible) return;
+    whole.steps = std::move(first);
+    whole.steps.insert(whole.steps.end(), then.begin(), then.end());
   }
 
   void connect(Whole& whole, const std::vector<int>& maker, const std::vector<bool>& inside) const {
@@ -220,6 +241,7 @@ class Taped {
 }  // namespace
 
 void bind_tape(nb::module_& m) {
+  m.def("replays", &replays, "How many runs of programs have repeated the calls of an earlier one.");
   nb::class_<Taped>(m, "Taped", "A program of arrays, whose ops are made without Python from its second call on.")
       .def(nb::init<nb::callable>())
       .def("__call__", &Taped::operator());

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "mlx/scheduler.h"
+#include "replay.h"
 
 namespace qgraph {
 namespace {
@@ -86,7 +87,11 @@ class WholePrimitive : public mx::Primitive {
     std::vector<std::optional<mx::array>> values(whole_->places);
     for (size_t i = 0; i < inputs.size(); i++) values[whole_->inputs[i]] = taken(inputs[i]);
     Held held(stream());
-    for (size_t n = 0; n < whole_->steps.size(); n++) step(whole_->steps[n], whole_->last[n], values, held);
+    const size_t first = whole_->replay ? whole_->first : whole_->steps.size();
+    size_t n = 0;
+    for (; n < first; n++) step(whole_->steps[n], whole_->last[n], values, held);
+    if (first == whole_->steps.size() || !whole_->replay->run(*whole_, values))
+      for (; n < whole_->steps.size(); n++) step(whole_->steps[n], whole_->last[n], values, held);
     for (auto& value : values)  // results that nobody may ask for, and second outputs, are written all the same
       if (value) held.hold(*value);
     for (size_t i = 0; i < whole_->results.size(); i++) values[whole_->results[i]].swap(run_->results[i]);

@@ -15,9 +15,15 @@ struct Recorded {
   std::vector<size_t> inputs, outputs;
 };
 
+using Values = std::vector<std::optional<mx::array>>;  // a table of arrays
+
+class Replay;
+
 // Steps that are run together, in order.
 struct Whole {
   std::vector<Recorded> steps;
+  size_t first = 0;                     // the first step that a replay may do
+  std::shared_ptr<Replay> replay;       // null where there is a step that it cannot do
   std::vector<std::vector<bool>> last;  // of a step's inputs: whether no later step reads them, nor anybody else
   std::vector<size_t> inputs;           // places that are read and made by no step
   std::vector<size_t> results;          // places that are made and read by others
