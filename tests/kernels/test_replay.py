@@ -1,4 +1,4 @@
-"""Programs that are called again with what lies where it lay: the same calls once more, and the same numbers."""
+"""Programs that are called again with what lies where it lay: the same calls, and the same numbers."""
 
 from __future__ import annotations
 

@@ -127,8 +127,9 @@ def test_where_groups_end(why, function, expected):
         assert np.array_equal(found, exact)
 
 
-def test_small_and_fast_ops_stay_alone():
-    for x, fires in ((normal(8), False), (normal(80), True), (normal(80, dtype=F32), False)):
+def test_one_op_alone_is_taken_where_it_is_not_small_and_of_floats():
+    whole = mx.arange(80)
+    for x, fires in ((normal(8), False), (normal(80), True), (normal(80, dtype=F32), True), (whole, False)):
         assert chains(fused(traced(lambda x: x + x, x))) == [["add"]] * fires
     assert chains(fused(traced(lambda x: x + x * x, normal(8)))) == [["multiply", "add"]]
 

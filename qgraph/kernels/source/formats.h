@@ -61,6 +61,17 @@ static inline void scales_of(const Packed& w, int64_t row, int64_t g0, int64_t g
   }
 }
 
+// Ask memory early for what scales_of reads of `count` rows from `row` on.
+static inline void ask_for_scales(const Packed& w, int64_t row, int64_t count) {
+  const bool affine = w.mode == Mode::affine;
+  const int64_t size = affine ? size_of(w.scales_type) : 1, bytes = count * w.groups() * size;
+  const int64_t first = row * w.groups() * size;
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const char*>(w.scales) + first + i);
+    if (affine) __builtin_prefetch(static_cast<const char*>(w.biases) + first + i);
+  }
+}
+
 // ---- codes of a row, in order
 
 #if defined(__AVX512F__)

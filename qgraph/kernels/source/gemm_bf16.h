@@ -1,7 +1,7 @@
 // Many rows of bfloat16 numbers times packed weights, by the CPU's products of bfloat16 pairs (AVX512-BF16).
 //
-// As in gemv_bf16.h: codes counted from their middle are exact in bfloat16, so the products x * q are exact
-// and summed in f32. For a group of one row of w and one row of x
+// Codes of few bits are exact in bfloat16, so the products x * q are exact and summed in f32. To lose little by
+// cancellation, codes are counted from their middle. For a group of one row of w and one row of x
 //
 //     sum of x (scale q + bias)  =  scale * (sum of x (q - middle))  +  offset * (sum of x)
 //
@@ -37,6 +37,13 @@ static bool pairs_are_fast() {
   static const bool fast = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
   return fast;
 }
+
+template <class F> struct Middle {
+  static constexpr int OF = 1 << (F::BITS - 1);
+};
+template <> struct Middle<Fp4> {
+  static constexpr int OF = 0;
+};
 
 // A format whose words pair up; CODES is of a word.
 template <class F> struct Pairs {

@@ -1,9 +1,9 @@
 // One row of bfloat16 numbers times packed weights, by the CPU's products of bfloat16 pairs (AVX512-BF16).
 //
-// Codes of few bits are exact in bfloat16, so the products x * q are exact and summed in f32 as elsewhere; a
-// group's sum is then multiplied by its scale. Half as many instructions as decoding to f32. To lose nothing
-// by cancellation, codes are counted from their middle: scale * q + bias is scale * (q - middle) + offset,
-// and the offsets meet the sums of x.
+// A code q is the last bits of the bfloat16 number 128 + q: what decodes it is one OR. The products x * (128 + q)
+// are exact and summed in f32 as elsewhere; a group's sum is then multiplied by its scale, and what is too much,
+// (bias - 128 * scale) times the sum of the group's x, is added. A vector of words holds the codes of several
+// groups, each in lanes of its own.
 #pragma once
 #include "formats.h"
 #include "pool.h"
@@ -12,111 +12,141 @@ namespace qgraph::QGRAPH_ISA {
 
 #if defined(__AVX512F__)
 
-template <class F> struct Middle {
-  static constexpr int OF = 1 << (F::BITS - 1);
-};
-template <> struct Middle<Fp4> {
-  static constexpr int OF = 0;
-};
-
-template <class F, int SIZE> struct Bf16Unit {
-  static constexpr int BITS = F::BITS, WORDS = SIZE * BITS / 16, VECTORS = SIZE / 32;
-
-  // Place p of a unit holds its element order(p); as in Unit, but of 16-bit words.
-  static constexpr int order(int p) {
-    int vector = p / 32, lane = p % 32;
-    return lane % WORDS * (16 / BITS) + lane / WORDS * VECTORS + vector;
+// How the codes of a vector of 16-bit words become bfloat16 numbers; only the low bits of a word count.
+template <class F> struct Bf16Codes {
+  static constexpr float OFFSET = 128;  // of a number, over its code
+  static __m512i numbers(__m512i words) {
+    const __m512i mask = _mm512_set1_epi16((1 << F::BITS) - 1), offset = _mm512_set1_epi16(0x4300);
+    return _mm512_ternarylogic_epi64(words, mask, offset, 0xea);  // words & mask | offset
   }
-  struct Tables {
-    alignas(64) uint16_t numbers[32];
-    alignas(64) uint16_t shifts[32];
-    constexpr Tables() : numbers(), shifts() {
-      for (int i = 0; i < 32; i++) {
-        int code = i & ((1 << BITS) - 1);
-        float number = static_cast<float>(code - Middle<F>::OF);
-        if constexpr (Middle<F>::OF == 0) number = F::all[code];
-        numbers[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, number) >> 16);
-        shifts[i] = static_cast<uint16_t>(i / WORDS * VECTORS * BITS);
-      }
-    }
-  };
-  static constexpr Tables tables{};
+};
+struct Fp4InBf16 {
+  alignas(64) uint16_t of[32];
+  constexpr Fp4InBf16() : of() {  // twice, since a lookup reads five bits
+    for (int i = 0; i < 32; i++)
+      of[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, Fp4::all[i & 15]) >> 16);
+  }
+};
+static constexpr Fp4InBf16 fp4_in_bf16;
+
+template <> struct Bf16Codes<Fp4> {
+  static constexpr float OFFSET = 0;
+  static __m512i numbers(__m512i words) {
+    return _mm512_permutexvar_epi16(words, _mm512_load_si512(fp4_in_bf16.of));
+  }
 };
 
-// x as the decoder wants it, and its sum over every group.
+template <class F, int GROUP> struct Bf16Block {
+  static constexpr int CODES = 16 / F::BITS;        // of a word
+  static constexpr int SIZE = 32 * CODES;           // elements of a vector of words
+  static constexpr int LANES = GROUP / CODES / 2;   // of a vector of sums, that belong to one group
+  static constexpr int GROUPS = V::W / LANES;       // of a vector of sums
+
+  // Place p of a block holds its element order(p): vector p / 32 has the code at one place of every word.
+  static constexpr int order(int p) { return p % 32 * CODES + p / 32; }
+};
+
+// x as the codes want it, zeros to the end of the last block, and its sum over every group.
 struct Bf16Row {
   const uint16_t* x;
   const float* sums;
 };
 
-// `count` dot products from row `row` of w on. The lookup reads only the low five bits of a lane, and the
-// table repeats: bits of the next codes do not matter.
-template <class F, int SIZE>
+// Dot products of `count` rows of w from `row` on; scales, biases: of those rows, elements E. One row after the
+// other: two at once would be two streams of memory, which is slower than one.
+template <class F, int GROUP, class E>
 __attribute__((target("avx512bf16")))
-static void bf16_dots(const Packed& w, const Bf16Row& row_of_x, int64_t row, int count, const float* scales,
-                      const float* biases, float* dots) {
-  using Decoder = Bf16Unit<F, SIZE>;
-  const __m512i numbers = _mm512_load_si512(Decoder::tables.numbers);
-  const __m512i shifts = _mm512_load_si512(Decoder::tables.shifts);
+static void bf16_dots(const Packed& w, const Bf16Row& row_of_x, int64_t row, int count,
+                      const typename E::T* scales, const typename E::T* biases, float* dots) {
+  using Block = Bf16Block<F, GROUP>;
   const int64_t groups = w.groups();
   const auto* codes = reinterpret_cast<const uint8_t*>(w.words) + row * w.row_bytes();
-  for (int r = 0; r < count; r++, scales += groups, biases += groups) {
-    V total = zero(), offset = zero();
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i first = _mm512_srli_epi32(lanes, __builtin_ctz(Block::LANES));
+  for (int r = 0; r < count; r++) {
     const uint16_t* x = row_of_x.x;
-    for (int64_t g = 0; g < groups; g++) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int i = 0; i < w.group; i += SIZE, x += SIZE, codes += SIZE * F::BITS / 8) {
-        __builtin_prefetch(codes + AHEAD);
-        __m512i words;
-        if constexpr (Decoder::WORDS == 16)
-          words = _mm512_broadcast_i32x8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-        else if constexpr (Decoder::WORDS == 8)
-          words = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-        else
-          words = _mm512_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-        words = _mm512_srlv_epi16(words, shifts);
-#pragma GCC unroll 2
-        for (int v = 0; v < Decoder::VECTORS; v++) {
-          __m512i q = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, v * F::BITS), numbers);
-          sum = _mm512_dpbf16_ps(sum, (__m512bh)q, (__m512bh)_mm512_loadu_si512(x + v * 32));
-        }
+    V total = zero(), offset = zero();
+
+    // A block whose scales `scale` holds from `place` on.
+    auto multiply = [&](V scale, __m512i place, __m512i words)
+        __attribute__((always_inline, target("avx512bf16"))) {
+      __builtin_prefetch(codes + AHEAD);
+      asm("" : "+v"(words));  // one load: the compiler would read memory again for every shift
+      __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};  // neither waits for the other
+#pragma GCC unroll 8
+      for (int v = 0; v < Block::CODES; v++) {
+        const __m512i q = Bf16Codes<F>::numbers(v ? _mm512_srli_epi16(words, v * F::BITS) : words);
+        sum[v % 2] = _mm512_dpbf16_ps(sum[v % 2], (__m512bh)q, (__m512bh)_mm512_loadu_si512(x + v * 32));
       }
-      total = fma(set1(scales[g]), V{sum}, total);
+      total = fma(V{_mm512_permutexvar_ps(place, scale.v)}, V{sum[0]} + V{sum[1]}, total);
+      x += Block::SIZE;
+    };
+    for (int64_t g = 0; g < groups; g += V::W) {
+      const bool whole = groups - g >= V::W;
+      const int n = whole ? V::W : static_cast<int>(groups - g);
+      const V scale = whole ? E::load(scales + g) : E::load(scales + g, n);
+      const V bias = whole ? E::load(biases + g) : E::load(biases + g, n);
+      const V of_x = whole ? load(row_of_x.sums + g) : load(row_of_x.sums + g, n);
+      offset = fma(fma(scale, set1(-Bf16Codes<F>::OFFSET), bias), of_x, offset);
+      __m512i place = first;
+      int left = n;
+      for (; left >= Block::GROUPS; left -= Block::GROUPS, codes += 64) {
+        multiply(scale, place, _mm512_loadu_si512(codes));
+        place = _mm512_add_epi32(place, _mm512_set1_epi32(Block::GROUPS));
+      }
+      if (left) {
+        const int words = left * 2 * Block::LANES;
+        multiply(scale, place, _mm512_maskz_loadu_epi16((__mmask32(1) << words) - 1, codes));
+        codes += 2 * words;
+      }
     }
-    if constexpr (Middle<F>::OF != 0)
-      for (int64_t g = 0; g < groups; g += V::W) {
-        const int n = static_cast<int>(groups - g < V::W ? groups - g : V::W);
-        V middle = fma(load(scales + g, n), set1(Middle<F>::OF), load(biases + g, n));
-        offset = fma(middle, load(row_of_x.sums + g, n), offset);
-      }
     dots[r] = sum(total + offset);
+    scales += groups, biases += groups;
   }
 }
 
-template <class F, int SIZE> static bool dot_product_bf16(const QuantizedMatmul& call) {
+// A block of x in the order of the codes, zeros for what is not among the first `n` numbers.
+template <class F, int GROUP> static void arrange(const uint16_t* from, uint16_t* to, int64_t n) {
+  using Block = Bf16Block<F, GROUP>;
+  if (Block::CODES == 4 && n >= Block::SIZE) {  // 64 bits of x for a word
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const __m512i four = _mm512_loadu_si512(from + i * 32);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; v++)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + v * 32 + i * 8),
+                         _mm512_cvtepi64_epi16(_mm512_srli_epi64(four, v * 16)));
+    }
+    return;
+  }
+  for (int p = 0; p < Block::SIZE; p++) to[p] = Block::order(p) < n ? from[Block::order(p)] : 0;
+}
+
+template <class F, int GROUP> static bool dot_product_bf16(const QuantizedMatmul& call) {
+  using Block = Bf16Block<F, GROUP>;
   const Packed& w = call.w;
-  const int64_t k = call.k, groups = w.groups();
-  auto* x = static_cast<uint16_t*>(scratch(0, k * 2 + groups * 4));
-  auto* sums = reinterpret_cast<float*>(x + k);
+  const int64_t k = call.k, groups = w.groups(), padded = (k + Block::SIZE - 1) / Block::SIZE * Block::SIZE;
+  auto* x = static_cast<uint16_t*>(scratch(0, padded * 2 + groups * 4));
+  auto* sums = reinterpret_cast<float*>(x + padded);
   const int64_t x_row = call.x_rows ? call.x_rows[0] : 0, y_row = call.y_rows ? call.y_rows[0] : 0;
   const auto* from = static_cast<const uint16_t*>(at(call.x, call.x_type, x_row * call.x_stride));
   V size = zero();
   for (int64_t g = 0; g < groups; g++) {
     V all = zero();
-    for (int64_t i = g * w.group; i < (g + 1) * w.group; i += V::W) {
+    for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += V::W) {
       V part = load_bf16(from + i);
       all = all + part, size = size + abs(part);
     }
     sums[g] = sum(all);
   }
   if (!(sum(size) < 1e30f)) return false;  // infinities, and sums that could become some, go the usual way
-  for (int64_t i = 0; i < k; i += SIZE)
-    for (int p = 0; p < SIZE; p++) x[i + p] = from[i + Bf16Unit<F, SIZE>::order(p)];
+  for (int64_t i = 0; i < padded; i += Block::SIZE) arrange<F, GROUP>(from + i, x + i, k - i);
 
   const Bf16Row row_of_x{x, sums};
   const int64_t bytes = w.row_bytes(), rows = TASK_BYTES / (bytes + 1) + 1;
   parallel((call.n + rows - 1) / rows, double(call.n) * bytes / 15, [&](int64_t task) {
-    constexpr int TOGETHER = 8;  // rows whose scales are widened in one go
+    constexpr int TOGETHER = 16;  // rows whose results are rounded in one go
+    const bool direct = w.mode == Mode::affine && w.scales_type == Type::bf16;
     auto* scales = static_cast<float*>(scratch(4, 2 * TOGETHER * groups * 4));
     auto* biases = scales + TOGETHER * groups;
     void* y = at(call.y, call.y_type, y_row * call.y_stride);
@@ -124,8 +154,15 @@ template <class F, int SIZE> static bool dot_product_bf16(const QuantizedMatmul&
     const int64_t end = (task + 1) * rows < call.n ? (task + 1) * rows : call.n;
     for (int64_t row = task * rows; row < end; row += TOGETHER) {
       const int count = static_cast<int>(end - row < TOGETHER ? end - row : TOGETHER);
-      scales_of(w, row, 0, count * groups, scales, biases);  // groups of successive rows follow each other
-      bf16_dots<F, SIZE>(w, row_of_x, row, count, scales, biases, dots);
+      if (direct) {
+        const int64_t from = row * groups;  // groups of successive rows follow each other
+        bf16_dots<F, GROUP, BF16>(w, row_of_x, row, count, static_cast<const uint16_t*>(w.scales) + from,
+                                  static_cast<const uint16_t*>(w.biases) + from, dots);
+      } else {
+        scales_of(w, row, 0, count * groups, scales, biases);
+        bf16_dots<F, GROUP, F32>(w, row_of_x, row, count, scales, biases, dots);
+      }
+      ask_for_scales(w, row + TOGETHER, TOGETHER);
       narrow(call.y_type, dots, at(y, call.y_type, row), count);
     }
   });
@@ -137,8 +174,12 @@ template <class F> static bool dot_product_bf16(const QuantizedMatmul& call) {
   static const bool able = __builtin_cpu_supports("avx512bf16");
   if (!able || call.m != 1 || call.x_type != Type::bf16) return false;
   if constexpr (F::BITS == 2 || F::BITS == 4) {
-    if (call.w.group >= 64) return dot_product_bf16<F, 64>(call);
+    if (call.w.group == 128) return dot_product_bf16<F, 128>(call);
+    if (call.w.group == 64) return dot_product_bf16<F, 64>(call);
     if (call.w.group == 32) return dot_product_bf16<F, 32>(call);
+    if constexpr (F::BITS == 4) {
+      if (call.w.group == 16) return dot_product_bf16<F, 16>(call);
+    }
   }
   return false;
 }

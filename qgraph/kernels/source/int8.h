@@ -9,6 +9,7 @@
 // The last term takes the rounded x too: w_q is unsigned, so with the exact x there the error would be that
 // of a far larger number. A block with an infinity or a NaN gives NaN.
 #pragma once
+#include "formats.h"
 #include "int8_bytes.h"
 #include "pool.h"
 

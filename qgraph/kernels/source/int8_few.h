@@ -93,6 +93,7 @@ static void few_columns(const QuantizedMatmul& p, const Rounded& x, int64_t n, i
   float* biases = scales + CHUNK * blocks;
   widen_groups(p.w, p.w.scales, n, count, scales, blocks);
   widen_groups(p.w, p.w.biases, n, count, biases, blocks);
+  ask_for_scales(p.w, n + CHUNK, CHUNK);
   const auto* rows = reinterpret_cast<const uint8_t*>(p.w.words) + n * p.w.row_bytes();
   Weights w = {rows, scales, biases, p.w.row_bytes(), blocks};
   float out[TOGETHER * CHUNK];

@@ -99,6 +99,7 @@ template <class F, int SIZE, int M> static void dot_block(const Dot& dot, int64_
   for (; row < end; row += TOGETHER) {
     const int count = static_cast<int>(end - row < TOGETHER ? end - row : TOGETHER);
     scales_of(w, row, 0, count * groups, scales, biases);  // the groups of successive rows follow each other
+    ask_for_scales(w, row + TOGETHER, TOGETHER);
     for (int r = 0; r < count; r += N) {
       const int left = count - r;
       dot_rows<F, SIZE, M, N>(dot, row + r, left < N ? left : N, scales + r * groups, biases + r * groups);
