@@ -4,7 +4,7 @@ multiply(silu(gate), up) → elementwise{steps=(silu, multiply)}(gate, up)
 
 A group is a value and everything element-wise of its shape that only the group reads; it has one result, and
 what is read by others ends it. Scalar constants become steps. Every op keeps its dtype and its rounding, so
-that the numbers stay what they were, but for the last bits of exp and the like. One op alone is taken too where
+that the numbers stay what they were, but for the last bits of exp and the like. One op alone is taken where
 it computes floats: MLX's code is slow in 16 bits and in functions of libm, and an op of its own between
 kernels costs a step's time to set up (see `source/primitives/replay.h`).
 
