@@ -109,10 +109,11 @@ struct Replay::Input {
   size_t bytes;
   bool small, owned;
 
-  bool operator==(const Input& o) const {
-    if (small != o.small || bytes != o.bytes || strides != o.strides) return false;
-    return small || (address == o.address && owned == o.owned);
+  // Whether the calls for this one do for another one that is theirs to overwrite as far as this one is.
+  bool fits(const Input& o) const {
+    return small == o.small && bytes == o.bytes && strides == o.strides && (small || address == o.address);
   }
+  bool operator==(const Input& o) const { return fits(o) && owned == o.owned; }
 };
 
 // A result: in a buffer that is kept, or in that of an input.
@@ -136,7 +137,30 @@ struct Replay::Kept {
   std::vector<Output> outputs;
 };
 
+// One run of the calls: what is copied before and after, and the buffers that MLX does not hold until then.
+struct Replay::Task {
+  struct Move {
+    const char* from;
+    char* to;
+    size_t bytes;
+  };
+
+  std::shared_ptr<Kept> kept;
+  std::vector<Move> before, after;
+  std::vector<std::optional<mx::array>> results;  // those in buffers of their own; in the order of the outputs
+  std::vector<std::shared_ptr<Buffer>> held;
+
+  void operator()() {
+    for (auto& move : before) std::memcpy(move.to, move.from, move.bytes);
+    for (auto& call : kept->recording.calls) call();
+    for (auto& move : after) std::memcpy(move.to, move.from, move.bytes);
+    held.clear();
+  }
+};
+
+namespace {
 std::atomic<int64_t> replayed{0};
+}
 
 int64_t replays() { return replayed; }
 
@@ -146,18 +170,18 @@ Kind kind_of(const Recorded& step) {
   return views.count(primitive->name()) || reshaping.count(primitive->name()) ? Kind::view : Kind::other;
 }
 
-Replay::Replay(const Whole& whole) {
-  std::vector<bool> met(whole.places);
+Replay::Replay(const Whole& whole) : number_(whole.places) {
+  std::vector<bool> read(whole.places), made(whole.places);
   for (size_t n = whole.first; n < whole.steps.size(); n++) {
-    for (size_t place : whole.steps[n].inputs)
-      if (!met[place]) inputs_.push_back(place), met[place] = true;
-    for (size_t place : whole.steps[n].outputs) met[place] = true;
+    for (size_t place : whole.steps[n].inputs) {
+      if (!read[place] && !made[place]) inputs_.push_back(place);
+      read[place] = true;
+    }
+    for (size_t place : whole.steps[n].outputs) made[place] = true;
   }
-  std::vector<bool> made_here(whole.places);
-  for (size_t n = whole.first; n < whole.steps.size(); n++)
-    for (size_t place : whole.steps[n].outputs) made_here[place] = true;
   for (size_t place : whole.results)
-    if (made_here[place]) results_.push_back(place);
+    if (made[place]) results_.push_back(place);
+  for (size_t i = 0; i < whole.inputs.size(); i++) number_[whole.inputs[i]] = i;
 }
 
 Replay::~Replay() = default;
@@ -175,28 +199,48 @@ bool Replay::worth(const std::vector<Recorded>& steps, size_t first) {
   return bytes <= MOST;
 }
 
-bool Replay::run(const Whole& whole, Values& values) {
-  std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-  if (!turn) return false;
-  auto inputs = look(values);
-  if (!kept_ || kept_->inputs != inputs) {
-    kept_ = nullptr;
-    if (last_ != inputs) {
-      last_ = std::move(inputs);
-      return false;
-    }
-    kept_ = record(whole, std::move(inputs), values);
+bool Replay::repeat(const Whole& whole, const Arrays& given, Values& values, const std::function<void()>& drain) {
+  std::lock_guard<std::mutex> turn(turn_);
+  if (!kept_) return false;
+  auto inputs = look(given, values);
+  for (size_t i = 0; i < inputs.size(); i++)
+    if (!kept_->inputs[i].fits(inputs[i]) || inputs[i].owned > kept_->inputs[i].owned) return false;
+  auto task = prepare(given, values);
+  auto theirs = [&] {
+    for (auto& input : kept_->inputs)
+      if (input.owned && !at(input.place, given, values).is_donatable()) return true;
+    return false;
+  };
+  if (theirs()) {  // perhaps only by what is queued
+    drain();
+    if (theirs()) return false;
   }
-  play(whole, values);
-  replayed++;
+  send(whole, std::move(task), given, values);
   return true;
 }
 
-std::vector<Replay::Input> Replay::look(const Values& values) const {
+bool Replay::begin(const Whole& whole, const Arrays& given, Values& values) {
+  std::lock_guard<std::mutex> turn(turn_);
+  kept_ = nullptr;
+  auto inputs = look(given, values);
+  if (last_ != inputs) {
+    last_ = std::move(inputs);
+    return false;
+  }
+  kept_ = record(whole, std::move(inputs), values);
+  send(whole, prepare(given, values), given, values);
+  return true;
+}
+
+const mx::array& Replay::at(size_t place, const Arrays& given, const Values& values) const {
+  return values[place] ? *values[place] : given[number_[place]];
+}
+
+std::vector<Replay::Input> Replay::look(const Arrays& given, const Values& values) const {
   std::vector<Input> inputs;
   inputs.reserve(inputs_.size());
   for (size_t place : inputs_) {
-    auto& a = *values[place];
+    auto& a = at(place, given, values);
     size_t bytes = a.data_size() * a.itemsize();
     bool small = bytes <= SMALL && a.flags().contiguous;
     inputs.push_back({place, a.data<char>(), a.strides(), bytes, small, !small && a.is_donatable()});
@@ -249,40 +293,45 @@ std::shared_ptr<Replay::Kept> Replay::record(const Whole& whole, std::vector<Inp
   return kept;
 }
 
-void Replay::play(const Whole& whole, Values& values) const {
-  struct Move {
-    const char* from;
-    char* to;
-    size_t bytes;
-  };
-  std::vector<Move> before, after;
-  std::vector<std::shared_ptr<Buffer>> held;  // until the task has run
-  held.reserve(kept_->inputs.size() + kept_->outputs.size());
-  for (auto& input : kept_->inputs) held.push_back(values[input.place]->data_shared_ptr());
-  for (auto& copied : kept_->copied) before.push_back({values[copied.place]->data<char>(), copied.to, copied.bytes});
-  Arrays made;
+// What does not depend on who holds the inputs.
+Replay::Task Replay::prepare(const Arrays& given, const Values& values) const {
+  Task task{kept_, {}, {}, {}, {}};
+  for (auto& copied : kept_->copied)
+    task.before.push_back({at(copied.place, given, values).data<char>(), copied.to, copied.bytes});
   for (auto& output : kept_->outputs) {
+    auto& result = task.results.emplace_back();
+    if (output.input) continue;
     auto& like = output.like;
-    if (output.input) {
-      mx::array y(like.shape(), like.dtype(), nullptr, {});
-      y.copy_shared_buffer(*values[*output.input], like.strides(), like.flags(), like.data_size(), output.offset);
-      made.push_back(std::move(y));
-    } else {
-      made.push_back(laid_out_as(like));
-      held.push_back(made.back().data_shared_ptr());
-      after.push_back({like.data<char>(), made.back().data<char>(), like.data_size() * like.itemsize()});
-    }
+    result = laid_out_as(like);
+    task.held.push_back(result->data_shared_ptr());
+    task.after.push_back({like.data<char>(), result->data<char>(), like.data_size() * like.itemsize()});
   }
+  return task;
+}
+
+void Replay::send(const Whole& whole, Task task, const Arrays& given, Values& values) const {
+  auto fetch = [&](size_t place) {
+    if (!values[place]) values[place] = taken(given[number_[place]]);
+  };
+  for (auto& input : kept_->inputs)
+    if (input.owned) fetch(input.place);
+  for (size_t i = 0; i < kept_->outputs.size(); i++) {
+    auto& [place, like, input, offset] = kept_->outputs[i];
+    if (!input) continue;
+    fetch(*input);
+    task.results[i].emplace(like.shape(), like.dtype(), nullptr, Arrays{});
+    task.results[i]->copy_shared_buffer(*values[*input], like.strides(), like.flags(), like.data_size(), offset);
+  }
+  for (auto& value : values)
+    if (value) task.held.push_back(value->data_shared_ptr());
   for (size_t n = whole.first; n < whole.steps.size(); n++)
     for (size_t i = 0; i < whole.steps[n].inputs.size(); i++)
       if (whole.last[n][i]) values[whole.steps[n].inputs[i]].reset();
-  for (size_t i = 0; i < made.size(); i++) values[kept_->outputs[i].place] = std::move(made[i]);
+  for (size_t i = 0; i < task.results.size(); i++) values[kept_->outputs[i].place] = std::move(task.results[i]);
+  task.results.clear();
+  replayed++;
   mx::cpu::get_command_encoder(whole.steps[0].primitive->stream())
-      .dispatch([kept = kept_, before = std::move(before), after = std::move(after), held = std::move(held)] {
-        for (auto& move : before) std::memcpy(move.to, move.from, move.bytes);
-        for (auto& call : kept->recording.calls) call();
-        for (auto& move : after) std::memcpy(move.to, move.from, move.bytes);
-      });
+      .dispatch([task = std::make_shared<Task>(std::move(task))] { (*task)(); });
 }
 
 }  // namespace qgraph

@@ -26,20 +26,27 @@ class Replay {
   // Whether buffers for the results of these steps may be kept.
   static bool worth(const std::vector<Recorded>& steps, size_t first);
 
-  // Do the steps from `whole.first` on: take their inputs from `values`, put the results there. False where
-  // nothing was done: inputs lie where they did not lie the last time.
-  bool run(const Whole& whole, Values& values);
+  // Do the steps from `whole.first` on: take their inputs from `values`, or else from those of the whole, and put
+  // the results into `values`. Each is false where nothing was done. `repeat` makes the calls that are kept, where
+  // inputs lie as they did then; it drains the stream where a task there may hold what is to be overwritten.
+  // `begin` makes and keeps calls, where inputs lie as they did the last time; none may be held by a task.
+  bool repeat(const Whole& whole, const Arrays& given, Values& values, const std::function<void()>& drain);
+  bool begin(const Whole& whole, const Arrays& given, Values& values);
 
  private:
   struct Input;
   struct Output;
   struct Kept;
+  struct Task;
 
-  std::vector<Input> look(const Values& values) const;
+  const mx::array& at(size_t place, const Arrays& given, const Values& values) const;
+  std::vector<Input> look(const Arrays& given, const Values& values) const;
   std::shared_ptr<Kept> record(const Whole& whole, std::vector<Input> inputs, const Values& given);
-  void play(const Whole& whole, Values& values) const;
+  Task prepare(const Arrays& given, const Values& values) const;
+  void send(const Whole& whole, Task task, const Arrays& given, Values& values) const;
 
   std::vector<size_t> inputs_, results_;  // places
+  std::vector<size_t> number_;            // of an input of the whole, by place
   std::mutex turn_;
   std::vector<Input> last_;  // what came last
   std::shared_ptr<Kept> kept_;

@@ -193,6 +193,11 @@ class Tape {
         read[inputs[i]] = true;
       }
     }
+    std::vector<bool> early(places_);
+    for (size_t n = 0; n < whole.first; n++)
+      for (size_t place : whole.steps[n].inputs) early[place] = true;
+    for (size_t i = 0; i < whole.inputs.size(); i++)
+      if (early[whole.inputs[i]]) whole.early.push_back(i);
     for (auto& [place, array] : constants_) whole.constants.push_back(array);
   }
 

@@ -79,37 +79,47 @@ class WholePrimitive : public mx::Primitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     allocate(outputs[0]);
-    for (auto& input : inputs) {
-      if (input.is_donatable() || input.data_shared_ptr().use_count() == 1) continue;
-      drain(stream());
-      break;
-    }
-    std::vector<std::optional<mx::array>> values(whole_->places);
-    for (size_t i = 0; i < inputs.size(); i++) values[whole_->inputs[i]] = taken(inputs[i]);
+    Values values(whole_->places);
     Held held(stream());
-    const size_t first = whole_->replay ? whole_->first : whole_->steps.size();
+    auto& replay = whole_->replay;
     size_t n = 0;
-    for (; n < first; n++) step(whole_->steps[n], whole_->last[n], values, held);
-    if (first == whole_->steps.size() || !whole_->replay->run(*whole_, values))
+    bool replayed = false;
+    if (replay) {
+      for (size_t i : whole_->early) values[whole_->inputs[i]] = taken(inputs[i]);
+      for (; n < whole_->first; n++) step(whole_->steps[n], whole_->last[n], values, held);
+      replayed = replay->repeat(*whole_, inputs, values, [this] { drain(stream()); });
+    }
+    if (!replayed) {
+      take(inputs, values, n);
+      replayed = replay && replay->begin(*whole_, inputs, values);
+    }
+    if (!replayed) {
       for (; n < whole_->steps.size(); n++) step(whole_->steps[n], whole_->last[n], values, held);
-    for (auto& value : values)  // results that nobody may ask for, and second outputs, are written all the same
-      if (value) held.hold(*value);
+      for (auto& value : values)  // results that nobody may ask for, and second outputs, are written all the same
+        if (value) held.hold(*value);
+    }
     for (size_t i = 0; i < whole_->results.size(); i++) values[whole_->results[i]].swap(run_->results[i]);
     held.hold(whole_);  // the constants
   }
 
  private:
-  // An input to be given on. MLX asks by the number of its holders whether a buffer may be overwritten: where
-  // only this primitive holds the array, the buffer is taken out of it.
-  static mx::array taken(const mx::array& input) {
-    if (!input.is_donatable()) return input;
-    mx::array own(input.shape(), input.dtype(), nullptr, {});
-    own.copy_shared_buffer(input);
-    const_cast<mx::array&>(input).set_data(mx::allocator::malloc(0));
-    return own;
+  // All inputs that steps from the nth on read, when no task on the stream holds them.
+  void take(const Arrays& inputs, Values& values, size_t n) {
+    for (auto& input : inputs) {
+      if (input.is_donatable() || input.data_shared_ptr().use_count() == 1) continue;
+      drain(stream());
+      break;
+    }
+    std::vector<bool> read(whole_->places);
+    for (; n < whole_->steps.size(); n++)
+      for (size_t place : whole_->steps[n].inputs) read[place] = true;
+    for (size_t i = 0; i < inputs.size(); i++) {
+      auto& value = values[whole_->inputs[i]];
+      if (!value && read[whole_->inputs[i]]) value = taken(inputs[i]);
+    }
   }
 
-  static void step(const Recorded& step, const std::vector<bool>& last, std::vector<std::optional<mx::array>>& values,
+  static void step(const Recorded& step, const std::vector<bool>& last, Values& values,
                    Held& held) {
     Arrays inputs, made;
     inputs.reserve(step.inputs.size());
@@ -152,6 +162,14 @@ class ResultPrimitive : public mx::Primitive {
 };
 
 }  // namespace
+
+mx::array taken(const mx::array& input) {
+  if (!input.is_donatable()) return input;
+  mx::array own(input.shape(), input.dtype(), nullptr, {});
+  own.copy_shared_buffer(input);
+  const_cast<mx::array&>(input).set_data(mx::allocator::malloc(0));
+  return own;
+}
 
 Arrays run_whole(const std::shared_ptr<const Whole>& whole, Arrays inputs) {
   auto run = std::make_shared<Run>();

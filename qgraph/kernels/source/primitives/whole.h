@@ -23,6 +23,7 @@ class Replay;
 struct Whole {
   std::vector<Recorded> steps;
   size_t first = 0;                     // the first step that a replay may do
+  std::vector<size_t> early;            // the inputs, by number, of steps before that
   std::shared_ptr<Replay> replay;       // null where there is a step that it cannot do
   std::vector<std::vector<bool>> last;  // of a step's inputs: whether no later step reads them, nor anybody else
   std::vector<size_t> inputs;           // places that are read and made by no step
@@ -32,6 +33,10 @@ struct Whole {
   std::vector<mx::array> constants;     // kept: steps read them
   size_t places = 0;
 };
+
+// An input to be given on. MLX asks by the number of its holders whether a buffer may be overwritten: where only
+// the primitive that runs holds the array, the buffer is taken out of it.
+mx::array taken(const mx::array& input);
 
 // The results for the inputs, unevaluated. Inputs that nobody else holds are overwritten where a step can.
 Arrays run_whole(const std::shared_ptr<const Whole>& whole, Arrays inputs);
