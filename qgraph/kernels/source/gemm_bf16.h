@@ -16,7 +16,6 @@
 #include <type_traits>
 
 #include "formats.h"
-#include "gemv_bf16.h"
 #include "pool.h"
 
 namespace qgraph::QGRAPH_ISA {
