@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="A model folder.")
 @click.option("--prompt", required=True, help="The text to continue; - reads it from stdin.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA folder, as mlx-lm writes it.")
+@click.option("--activations", type=click.Choice(["int8"]), help="On a CPU: round them, faster, less exact.")
 @click.option(
     "--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Stop after as many."
 )
@@ -33,6 +34,7 @@ def generate(
     folder: Path,
     prompt: str,
     adapter: Path | None,
+    activations: str | None,
     max_tokens: int,
     temp: float,
     seed: int | None,
@@ -47,7 +49,7 @@ def generate(
 
     text = sys.stdin.read() if prompt == "-" else prompt
     with loading(f"loading {folder.name}") as progress:
-        model = lm.load(folder, adapter, progress=progress)
+        model = lm.load(folder, adapter, activations=activations or "", progress=progress)
     pieces = model.generate(text, max_tokens=max_tokens, temp=temp, seed=seed, chat=not raw)
     found: list[Piece] = []
     for piece in pieces:

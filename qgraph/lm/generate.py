@@ -35,17 +35,19 @@ def load(
     path: str | os.PathLike[str],
     adapter: str | os.PathLike[str] | None = None,
     *,
+    activations: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint folder of mlx-lm's layout, dense or quantized, and capture its decode step.
 
     The model is mlx-lm's own dense code for config.json's model_type, given the packed weights; no weight is
-    in memory twice, or dense. `adapter` is a LoRA or DoRA folder as mlx-lm or PEFT writes it;
-    `progress(bytes_done, bytes_total)` is called as the weights arrive. The tokenizer is read when text is
-    first needed. Needs mlx-lm (``pip install "qgraph[lm]"``).
+    in memory twice, or dense. `adapter` is a LoRA or DoRA folder as mlx-lm or PEFT writes it; `activations`
+    is that of `qg.optimize`: "int8" is faster on a CPU, and less exact. `progress(bytes_done, bytes_total)`
+    is called as the weights arrive. The tokenizer is read when text is first needed. Needs mlx-lm
+    (``pip install "qgraph[lm]"``).
 
     Errors: CheckpointError for a folder that is missing, malformed, or not a model of the known types,
-    and for an adapter of another model; QGraphError without mlx-lm.
+    and for an adapter of another model; QGraphError without mlx-lm, and for "int8" without native kernels.
 
     Example::
 
@@ -65,7 +67,8 @@ def load(
     weights = read_weights(folder, config, dense, progress)
     found = None if adapter is None else load_adapter(adapter)
     name = clip(folder.name, 60)
-    model = LanguageModel(dense, config, weights, lambda: load_tokenizer(folder, config), name, found)
+    tokenizer = lambda: load_tokenizer(folder, config)  # noqa: E731
+    model = LanguageModel(dense, config, weights, tokenizer, name, found, activations)
     model.check()
     return model
 
@@ -88,10 +91,12 @@ class LanguageModel:
         tokenizer: Callable[[], Tokenizer],
         name: str = "model",
         adapter: Adapter | None = None,
+        activations: str = "",
     ) -> None:
         self.config = config
         self.name = name
         self.adapter = adapter
+        self._activations = activations
         self._weights = weights
         self._make_tokenizer = tokenizer
         self._dense = dense  # holds placeholders, and stays as it is
@@ -101,7 +106,7 @@ class LanguageModel:
         for path, place in base.items():
             if path not in self._adapted:
                 place.fill(weights[path])
-        self.model: Any = optimize(module)
+        self.model: Any = optimize(module, activations=activations)
         self._vocabulary = _number(config, "vocab_size") or _UNBOUNDED
         self._context = _number(config, "max_position_embeddings") or _UNBOUNDED
 
@@ -112,7 +117,8 @@ class LanguageModel:
         """
         found = load_adapter(path)
         tokenizer = lambda: self.tokenizer  # noqa: E731
-        adapted = LanguageModel(self._dense, self.config, self._weights, tokenizer, self.name, found)
+        given = self._dense, self.config, self._weights, tokenizer, self.name
+        adapted = LanguageModel(*given, found, self._activations)
         adapted.check()
         return adapted
 

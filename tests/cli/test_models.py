@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import qgraph as qg
+from qgraph import kernels
 from qgraph.cli import main
 from qgraph.cli.versus import Report, Side, compare, random_ids
 from qgraph.ir import parse_graph
@@ -109,6 +110,14 @@ def test_generate_gives_its_figures_as_json(folders: dict[str, Path]) -> None:
     plain = run(*options)
     assert "peak memory" in plain.stderr
     assert plain.stderr.count("tokens/s") == 2
+
+
+def test_generate_rounds_activations_where_there_are_kernels_for_it(folders: dict[str, Path]) -> None:
+    options = ("--model", folders["llama"], "--prompt", "abc", "--max-tokens", 4, "--activations", "int8")
+    if kernels.library() is None:
+        assert "needs the native CPU kernels" in refusal("generate", *options)
+    else:
+        assert len(output("generate", *options)) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ import pytest
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 import qgraph as qg
+from qgraph import kernels
 from tests.agree import assert_close
 from tests.lm.peer import MEDIUM, Peer, greedy, relative_error, write, write_adapter
 from tests.lm.test_architectures import AFFINE, PROMPT, write_by_hand
@@ -46,6 +47,17 @@ def test_the_words_are_those_of_the_checkpoint_and_shared(folder: Path, tmp_path
     assert "lora_a" not in model.model.layers[-1].mlp.up_proj
     stored = mx.load(str(folder / "model.safetensors"))
     assert (base.packed == stored[f"model.layers.{LAYERS - 1}.mlp.up_proj.weight"]).all()
+
+
+def test_rounded_activations_stay_rounded_with_an_adapter(folder: Path, tmp_path: Path) -> None:
+    if kernels.library() is None:
+        with pytest.raises(qg.QGraphError, match="needs the native CPU kernels"):
+            qg.lm.load(folder, activations="int8")
+        return
+    model = qg.lm.load(folder, activations="int8")
+    for each in (model, model.with_adapter(write_adapter(tmp_path / "adapter", folder, layers=2))):
+        graph = each.model.qgraph.result(mx.array([PROMPT])).graph
+        assert {node.op.kernel for node in graph.find("quantized_matmul")} == {"int8"}
 
 
 def test_another_adapter_of_the_same_shapes_runs_the_same_programs(folder: Path, tmp_path: Path) -> None:
