@@ -130,6 +130,28 @@ def test_small_inputs_of_another_layout(native):
     assert the_same(run_both(step), run_both(lambda *a: qg.jit(step.__wrapped__)(*a)))
 
 
+def test_what_goes_in_may_go_into_the_cache_as_it_is(native):
+    """The block, the place and the result are arguments, strided ones too; a start too far is moved."""
+
+    def f(cache, block, at, w):
+        cache = qg.slice_update(cache, block, at, axes=(1, 0))
+        rows = qg.reshape(cache, (-1, WIDTH))
+        for _ in range(4):
+            rows = qg.rms_norm(rows @ w.T, None, 1e-5)
+        return rows, cache, rows[0]
+
+    jitted, w, before = qg.jit(f), weights(), native.replays()
+    caches = [normal(ROWS, 3, WIDTH, seed=1) for _ in range(2)]
+    for i in range(20):
+        block, at = normal(WIDTH, 2, 2, seed=i).T, mx.array([i % 3, i % ROWS + 3 * (i % 5)])
+        mx.eval(caches, block, at)
+        rows, caches[0], _ = jitted(caches[0], block, at, w)
+        want, caches[1], _ = qg.jit(f)(caches[1], block, at, w)
+        mx.eval(rows, want, caches)
+        assert the_same([np.array(rows), np.array(caches[0])], [np.array(want), np.array(caches[1])])
+    assert native.replays() - before >= 15
+
+
 def test_results_are_the_callers_own():
     w, results = weights(), []
     cache = normal(1, ROWS, WIDTH, seed=1)

@@ -31,11 +31,12 @@ mx::array laid_out_as(const mx::array& a) {
 }
 
 // MLX's update of a block that begins where an array says; a start too far is moved until the block fits.
-void update(const mx::array& block, mx::array& out, const mx::array& starts, const std::vector<int>& axes) {
+void update(const mx::array& block, mx::array& out, const mx::array& starts, const std::vector<int>& axes,
+            mx::Stream stream) {
   mx::Shape shape = block.shape();
   std::vector<int64_t> steps, most;
   for (int axis : axes) steps.push_back(out.strides(axis)), most.push_back(out.shape(axis) - shape[axis]);
-  send(block.primitive().stream(),
+  send(stream,
        [=, from = block.data<char>(), from_strides = block.strides(), to = out.data<char>(),
         to_strides = out.strides(), size = block.itemsize(), at = starts.data<void>(), dtype = starts.dtype()] {
          auto begin = integers(at, dtype, static_cast<int64_t>(steps.size()));
@@ -70,7 +71,7 @@ class Recorder {
     if (updates(*step.primitive)) {
       auto& op = static_cast<const mx::DynamicSliceUpdate&>(*step.primitive);
       copy_on_write(inputs[0], made[0], last[0], stream);
-      if (inputs[1].size()) update(inputs[1], made[0], row_major(inputs[2], stream), op.state());
+      if (inputs[1].size()) update(inputs[1], made[0], row_major(inputs[2], stream), op.state(), stream);
     } else {
       if (reshaping.count(step.primitive->name())) inputs[0] = row_major(inputs[0], stream);
       step.primitive->eval_cpu(inputs, made);
