@@ -6,7 +6,7 @@
 #include "formats.h"
 #include "gemm.h"
 #include "gemm_bf16.h"
-#include "gemv.h"
+#include "gemv_bf16.h"
 #include "int8.h"
 
 namespace qgraph::QGRAPH_ISA {
@@ -136,7 +136,7 @@ template <class F, int SIZE> static void dot_product(const QuantizedMatmul& call
 // With the unit that suits the format and the group.
 template <class F> static void dot_product(const QuantizedMatmul& call) {
 #if defined(__AVX512F__)
-  if (one_row<F>(call)) return;
+  if (dot_product_bf16<F>(call)) return;
 #endif
   if constexpr (F::BITS == 4)
     if (call.w.group == 16) return dot_product<F, 16>(call);

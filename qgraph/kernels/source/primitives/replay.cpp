@@ -171,9 +171,10 @@ Kind kind_of(const Recorded& step) {
   return views.count(primitive->name()) || reshaping.count(primitive->name()) ? Kind::view : Kind::other;
 }
 
-Replay::Replay(const Whole& whole) : number_(whole.places) {
+Replay::Replay(const Whole& whole) : number_(whole.places), written_(whole.places) {
   std::vector<bool> read(whole.places), made(whole.places);
   for (size_t n = whole.first; n < whole.steps.size(); n++) {
+    if (updates(*whole.steps[n].primitive)) written_[whole.steps[n].inputs[0]] = true;
     for (size_t place : whole.steps[n].inputs) {
       if (!read[place] && !made[place]) inputs_.push_back(place);
       read[place] = true;
@@ -243,7 +244,7 @@ std::vector<Replay::Input> Replay::look(const Arrays& given, const Values& value
   for (size_t place : inputs_) {
     auto& a = at(place, given, values);
     size_t bytes = a.data_size() * a.itemsize();
-    bool small = bytes <= SMALL && a.flags().contiguous;
+    bool small = bytes <= SMALL && a.flags().contiguous && !written_[place];
     inputs.push_back({place, a.data<char>(), a.strides(), bytes, small, !small && a.is_donatable()});
   }
   return inputs;

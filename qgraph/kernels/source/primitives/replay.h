@@ -47,6 +47,7 @@ class Replay {
 
   std::vector<size_t> inputs_, results_;  // places
   std::vector<size_t> number_;            // of an input of the whole, by place
+  std::vector<bool> written_;             // places of what an update overwrites: never copied
   std::mutex turn_;
   std::vector<Input> last_;  // what came last
   std::shared_ptr<Kept> kept_;
