@@ -117,10 +117,12 @@ def test_small_inputs_of_another_layout(native):
     def run_both(f):
         found = []
         cache = normal(1, ROWS, WIDTH, seed=1)
-        for i in range(24):
+        for i in range(36):
             x, at = arguments(i)
-            if i // 4 % 2:
+            if i // 4 % 3 == 1:
                 x = mx.stack([x, x], axis=-1)[..., 0]  # every second number of a buffer
+            if i // 4 % 3 == 2:
+                x = x[:, ::-1]  # from its end
             mx.eval(x)
             y, cache = f(x, cache, w, at)
             mx.eval(y, cache)

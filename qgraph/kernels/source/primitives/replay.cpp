@@ -1,5 +1,6 @@
 #include "replay.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -22,6 +23,12 @@ const std::set<std::string> reshaping = {"Contiguous", "Flatten", "Reshape", "Un
 
 // MLX exports no type information of its ops.
 bool updates(const mx::Primitive& primitive) { return primitive.name() == std::string("DynamicSliceUpdate"); }
+
+// Whether `a` is all of the memory from its first element on. (What MLX says of steps back is not to be relied on.)
+bool gapless(const mx::array& a) {
+  auto& strides = a.strides();
+  return a.flags().contiguous && std::all_of(strides.begin(), strides.end(), [](int64_t s) { return s >= 0; });
+}
 
 // Memory laid out as that of `a`, which has no gaps.
 mx::array laid_out_as(const mx::array& a) {
@@ -244,7 +251,7 @@ std::vector<Replay::Input> Replay::look(const Arrays& given, const Values& value
   for (size_t place : inputs_) {
     auto& a = at(place, given, values);
     size_t bytes = a.data_size() * a.itemsize();
-    bool small = bytes <= SMALL && a.flags().contiguous && !written_[place];
+    bool small = bytes <= SMALL && gapless(a) && !written_[place];
     inputs.push_back({place, a.data<char>(), a.strides(), bytes, small, !small && a.is_donatable()});
   }
   return inputs;
@@ -286,7 +293,7 @@ std::shared_ptr<Replay::Kept> Replay::record(const Whole& whole, std::vector<Inp
       int64_t offset = (y.data<char>() - from->second->address) / static_cast<int64_t>(y.itemsize());
       kept->outputs.push_back({place, y, from->second->place, offset});
     } else {
-      auto dense = y.flags().contiguous ? y : row_major(y, whole.steps[0].primitive->stream());
+      auto dense = gapless(y) ? y : row_major(y, whole.steps[0].primitive->stream());
       recorder.keep(dense);
       kept->outputs.push_back({place, dense, std::nullopt});
     }
