@@ -178,14 +178,21 @@ def test_j29_signals_in_traces_compiles_and_loops_of_calls(seed: str) -> None:
 
 
 REAL = """
-import os, signal, sys, threading, time
+import faulthandler, os, signal, sys, threading, time
 import mlx.core as mx, qgraph as qg
 
+faulthandler.dump_traceback_later(90, exit=True)  # a hang says where
 f = qg.jit(lambda x, w: qg.silu(x @ w.T))
 w = qg.quantize(mx.ones((32, 64)))
 x = mx.ones((2, 64))
 expected = f(x, w).tolist()
-threading.Thread(target=lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+
+def press():  # again after a while: Python drops an interrupt that falls into a finalizer
+    for wait in (0.5, 10, 10, 10):
+        time.sleep(wait)
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=press, daemon=True).start()
 calls = 0
 try:
     while True:
