@@ -96,7 +96,7 @@ static void bf16_dots(const Packed& w, const Bf16Row& row_of_x, int64_t row, int
     // A block whose scales `scale` holds from `place` on.
     auto multiply = [&](V scale, __m512i place, __m512i words)
         __attribute__((always_inline, target("avx512bf16"))) {
-      __builtin_prefetch(codes + AHEAD);
+      ask_for(codes + AHEAD);
       asm("" : "+v"(words));  // one load: the compiler would read memory again for every shift
       __m512 sum[2] = {load(start).v, _mm512_setzero_ps()};  // neither waits for the other
 #pragma GCC unroll 8

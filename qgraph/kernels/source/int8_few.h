@@ -6,7 +6,6 @@ namespace qgraph::QGRAPH_ISA::int8 {
 constexpr int FEW = 6;        // rows of x for which rearranging the weights does not pay
 constexpr int TOGETHER = 4;   // of them at once
 constexpr int CHUNK = 16;     // rows of w whose scales are widened, and results written, together
-constexpr int AHEAD = 1536;   // bytes of weights that are fetched early
 
 // Rows of w, in nibbles or bytes, and what belongs to them as floats, one a block.
 struct Weights {
@@ -56,10 +55,10 @@ static inline void dot(const Weights& w, const Rounded& x, int64_t m, float* out
     if (whole) {
 #pragma GCC unroll 2
       for (int i = 0; i < steps; i += 2) {
-        __builtin_prefetch(from + AHEAD);
+        ask_for(from + AHEAD);
         multiply(load_bytes(from), spread, sums);
         spread.next();
-        __builtin_prefetch(from + AHEAD);
+        ask_for(from + AHEAD);
         multiply(load_bytes(from), spread, more);
         spread.next();
       }

@@ -1,5 +1,8 @@
 // The pool: idle workers spin for a moment and then sleep; the caller works too.
 //
+// Every thread has a share of the tasks, one after the other, so that it reads memory in one stream; one that has
+// done its share takes what others have not begun.
+//
 // A caller that waits for a worker which has lost its core to another process waits for a slice of the
 // scheduler's time, some milliseconds, far longer than a small call takes. So the pool keeps a balance of what
 // the workers save in small calls and what such waits cost: when it is used up, small calls stay on the caller's
@@ -13,6 +16,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <thread>
 
@@ -68,9 +72,12 @@ class Pool {
     // Another stream is in here: its call has the workers, this one its own thread.
     if (!turn || (nanoseconds < LITTLE && now() < cool_until_)) return alone(tasks, task, closure);
     start(count - 1);
-    task_ = task, closure_ = closure, tasks_ = tasks;
+    task_ = task, closure_ = closure;
     helpers_.store(count - 1, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < count; i++) {
+      shares_[i].next.store(tasks * i / count, std::memory_order_relaxed);
+      shares_[i].end = tasks * (i + 1) / count;
+    }
     // The round opens. Workers count themselves in and out; one that is late, and finds it closed or meets
     // the next one, changes nothing: counts are added to, never set.
     inside_.fetch_sub(CLOSED, std::memory_order_acq_rel);
@@ -79,7 +86,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(sleep_);
       wake_.notify_all();
     }
-    work();
+    work(0, count);
     join(nanoseconds / count, nanoseconds - nanoseconds / count);
   }
 
@@ -89,11 +96,16 @@ class Pool {
   }
 
   void start(int workers) {
+    while (static_cast<int>(shares_.size()) <= workers) shares_.emplace_back();
     for (; started_ < workers; started_++) std::thread([this, id = started_] { loop(id); }).detach();
   }
 
-  void work() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) task_(closure_, i);
+  void work(int own, int count) {
+    for (int i = 0; i < count; i++) {
+      Share& share = shares_[(own + i) % count];
+      for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        task_(closure_, task);
+    }
   }
 
   // Close the round to workers that have not come yet, and wait for those inside. `share` is how long the
@@ -124,7 +136,9 @@ class Pool {
         inside_.fetch_sub(1, std::memory_order_acq_rel);  // too late: all tasks are taken
         continue;
       }
-      work();
+      // This round's shares, which may be fewer than those of the round that woke this worker.
+      const int count = helpers_.load(std::memory_order_relaxed) + 1;
+      work(id + 1, count);
       inside_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
@@ -150,11 +164,14 @@ class Pool {
   std::mutex calls_;  // held by the call that has the workers
   pool::Task task_ = nullptr;
   void* closure_ = nullptr;
-  int64_t tasks_ = 0;
   int started_ = 0;
   std::atomic<int> helpers_{0};
   double balance_ = CREDIT, cool_until_ = 0, cooling_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::deque<Share> shares_;  // of the caller, then of the workers
   alignas(64) std::atomic<int64_t> inside_{CLOSED};
   alignas(64) std::atomic<uint64_t> round_{0};
   std::atomic<int> asleep_{0};

@@ -63,7 +63,7 @@ static inline void dot_rows(const Dot& dot, int64_t row, int count, const float*
       V decoded[N][Decoder::VECTORS];
 #pragma GCC unroll 2
       for (int r = 0; r < N; r++) {
-        __builtin_prefetch(codes + step[r] * bytes + i / 8 * F::BITS + AHEAD);
+        ask_for(codes + step[r] * bytes + i / 8 * F::BITS + AHEAD);
         Decoder::decode(codes + step[r] * bytes, i, scale[r], decoded[r]);
       }
 #pragma GCC unroll 8
