@@ -148,7 +148,7 @@ def decode(side, steps, prompt=PROMPT):
     start = perf_counter()
     for _ in range(steps):
         following = mx.argmax(side.step(token)[:, -1:], -1)
-        mx.async_eval(following, side.state())
+        mx.async_eval(following)
         token.item()
         now = perf_counter()
         taken.append(now - start)

@@ -177,6 +177,36 @@ def test_a_step_is_started_before_the_one_before_it_is_through(native):
     assert the_same([np.array(y) for y in (*found, cache)], wanted)
 
 
+def test_caches_that_are_kept_while_steps_are_queued(native):
+    """A run takes the cache over from the one before it in the queue, unless somebody else still reads it."""
+    w = weights()
+    caches, wanted = [normal(1, ROWS, WIDTH, seed=1)], []
+    for i in range(40):
+        x, at = arguments(i)
+        y, cache = qg.jit(step.__wrapped__)(x, caches[-1], w, at)
+        mx.eval(y, cache)
+        caches.append(cache)
+        wanted.append(np.array(y))
+    cache, kept, before = caches[0] + 0, [], native.replays()
+    mx.eval(cache)
+    for i in range(40):
+        x, at = arguments(i)
+        if i % 9 == 8:
+            kept.append((None, cache, i))
+        y, cache = step(x, cache, w, at)
+        mx.async_eval(y)
+        kept.append((y, None, i))
+        if i % 13 == 5:
+            kept.append((None, cache[:, :3] * 1, i + 1))
+            mx.async_eval(kept[-1][1])  # an op in the queue reads it
+    for y, held, i in kept:
+        if y is not None:
+            assert np.array_equal(np.array(y), wanted[i])
+        else:
+            assert np.array_equal(np.array(held), np.array(caches[i][:, : held.shape[1]]))
+    assert native.replays() - before >= 15
+
+
 def test_a_long_prompt_keeps_no_buffers_for_a_replay(native):
     @qg.jit
     def f(x, w):

@@ -21,9 +21,6 @@ const std::set<std::string> views = {"Broadcast", "BroadcastAxes", "Copy",  "Exp
                                      "Split",     "Squeeze",       "StopGradient", "Transpose"};
 const std::set<std::string> reshaping = {"Contiguous", "Flatten", "Reshape", "Unflatten"};
 
-// MLX exports no type information of its ops.
-bool updates(const mx::Primitive& primitive) { return primitive.name() == std::string("DynamicSliceUpdate"); }
-
 // Whether `a` is all of the memory from its first element on. (What MLX says of steps back is not to be relied on.)
 bool gapless(const mx::array& a) {
   auto& strides = a.strides();
@@ -145,7 +142,19 @@ struct Replay::Kept {
   std::vector<Output> outputs;
 };
 
-// One run of the calls: what is copied before and after, and the buffers that MLX does not hold until then.
+// Buffers that a run in the queue holds, since MLX does not: until it is over, or until the next run in the queue
+// holds those that it overwrites too.
+struct Replay::Held {
+  std::mutex turn;
+  std::vector<std::shared_ptr<Buffer>> overwritten, others;
+
+  void let_go() {
+    std::lock_guard<std::mutex> lock(turn);
+    overwritten.clear(), others.clear();
+  }
+};
+
+// One run of the calls, and what is copied before and after.
 struct Replay::Task {
   struct Move {
     const char* from;
@@ -156,13 +165,13 @@ struct Replay::Task {
   std::shared_ptr<Kept> kept;
   std::vector<Move> before, after;
   std::vector<std::optional<mx::array>> results;  // those in buffers of their own; in the order of the outputs
-  std::vector<std::shared_ptr<Buffer>> held;
+  std::shared_ptr<Held> held;
 
   void operator()() {
     for (auto& move : before) std::memcpy(move.to, move.from, move.bytes);
     for (auto& call : kept->recording.calls) call();
     for (auto& move : after) std::memcpy(move.to, move.from, move.bytes);
-    held.clear();
+    held->let_go();
   }
 };
 
@@ -172,10 +181,24 @@ std::atomic<int64_t> replayed{0};
 
 int64_t replays() { return replayed; }
 
+// MLX exports no type information of its ops.
+bool updates(const mx::Primitive& primitive) { return primitive.name() == std::string("DynamicSliceUpdate"); }
+
 Kind kind_of(const Recorded& step) {
   auto* primitive = step.primitive.get();
   if (dynamic_cast<const Native*>(primitive) || updates(*primitive)) return Kind::kernel;
   return views.count(primitive->name()) || reshaping.count(primitive->name()) ? Kind::view : Kind::other;
+}
+
+size_t bytes_made(const Recorded& step) {
+  if (kind_of(step) == Kind::view || updates(*step.primitive)) return 0;
+  size_t bytes = 0;
+  for (size_t i = 0; i < step.outputs.size(); i++) {
+    size_t size = mx::size_of(step.dtypes[i]);
+    for (int length : step.shapes[i]) size *= length;
+    bytes += size;
+  }
+  return bytes;
 }
 
 Replay::Replay(const Whole& whole) : number_(whole.places), written_(whole.places) {
@@ -197,14 +220,7 @@ Replay::~Replay() = default;
 
 bool Replay::worth(const std::vector<Recorded>& steps, size_t first) {
   size_t bytes = 0;
-  for (size_t n = first; n < steps.size(); n++) {
-    if (kind_of(steps[n]) == Kind::view || updates(*steps[n].primitive)) continue;
-    for (size_t i = 0; i < steps[n].outputs.size(); i++) {
-      size_t size = mx::size_of(steps[n].dtypes[i]);
-      for (int length : steps[n].shapes[i]) size *= length;
-      bytes += size;
-    }
-  }
+  for (size_t n = first; n < steps.size(); n++) bytes += bytes_made(steps[n]);
   return bytes <= MOST;
 }
 
@@ -215,14 +231,9 @@ bool Replay::repeat(const Whole& whole, const Arrays& given, Values& values, con
   for (size_t i = 0; i < inputs.size(); i++)
     if (!kept_->inputs[i].fits(inputs[i]) || inputs[i].owned > kept_->inputs[i].owned) return false;
   auto task = prepare(given, values);
-  auto theirs = [&] {
-    for (auto& input : kept_->inputs)
-      if (input.owned && !at(input.place, given, values).is_donatable()) return true;
-    return false;
-  };
-  if (theirs()) {  // perhaps only by what is queued
+  if (!take_over(given, values)) {  // perhaps only another op in the queue holds it
     drain();
-    if (theirs()) return false;
+    if (!take_over(given, values)) return false;
   }
   send(whole, std::move(task), given, values);
   return true;
@@ -239,6 +250,26 @@ bool Replay::begin(const Whole& whole, const Arrays& given, Values& values) {
   kept_ = record(whole, std::move(inputs), values);
   send(whole, prepare(given, values), given, values);
   return true;
+}
+
+// Whether all that is to be overwritten is held by nobody but the last run. That need not hold it any more then,
+// since the next run in the queue does.
+bool Replay::take_over(const Arrays& given, const Values& values) {
+  static Held none;
+  auto& held = queued_ ? *queued_ : none;
+  std::lock_guard<std::mutex> lock(held.turn);
+  std::vector<std::pair<std::shared_ptr<Buffer>*, const mx::array*>> taken;
+  bool ours = true;
+  for (auto& input : kept_->inputs) {
+    if (!input.owned) continue;
+    auto& a = at(input.place, given, values);
+    auto found = std::find(held.overwritten.begin(), held.overwritten.end(), a.data_shared_ptr());
+    if (found != held.overwritten.end()) taken.emplace_back(&*found, &a), found->reset();
+    ours = ours && a.is_donatable();
+  }
+  if (!ours)
+    for (auto& [buffer, a] : taken) *buffer = a->data_shared_ptr();
+  return ours;
 }
 
 const mx::array& Replay::at(size_t place, const Arrays& given, const Values& values) const {
@@ -304,7 +335,7 @@ std::shared_ptr<Replay::Kept> Replay::record(const Whole& whole, std::vector<Inp
 
 // What does not depend on who holds the inputs.
 Replay::Task Replay::prepare(const Arrays& given, const Values& values) const {
-  Task task{kept_, {}, {}, {}, {}};
+  Task task{kept_, {}, {}, {}, std::make_shared<Held>()};
   for (auto& copied : kept_->copied)
     task.before.push_back({at(copied.place, given, values).data<char>(), copied.to, copied.bytes});
   for (auto& output : kept_->outputs) {
@@ -312,18 +343,19 @@ Replay::Task Replay::prepare(const Arrays& given, const Values& values) const {
     if (output.input) continue;
     auto& like = output.like;
     result = laid_out_as(like);
-    task.held.push_back(result->data_shared_ptr());
+    task.held->others.push_back(result->data_shared_ptr());
     task.after.push_back({like.data<char>(), result->data<char>(), like.data_size() * like.itemsize()});
   }
   return task;
 }
 
-void Replay::send(const Whole& whole, Task task, const Arrays& given, Values& values) const {
+void Replay::send(const Whole& whole, Task task, const Arrays& given, Values& values) {
   auto fetch = [&](size_t place) {
     if (!values[place]) values[place] = taken(given[number_[place]]);
   };
+  std::vector<bool> owned(whole.places);
   for (auto& input : kept_->inputs)
-    if (input.owned) fetch(input.place);
+    if (input.owned) fetch(input.place), owned[input.place] = true;
   for (size_t i = 0; i < kept_->outputs.size(); i++) {
     auto& [place, like, input, offset] = kept_->outputs[i];
     if (!input) continue;
@@ -331,8 +363,11 @@ void Replay::send(const Whole& whole, Task task, const Arrays& given, Values& va
     task.results[i].emplace(like.shape(), like.dtype(), nullptr, Arrays{});
     task.results[i]->copy_shared_buffer(*values[*input], like.strides(), like.flags(), like.data_size(), offset);
   }
-  for (auto& value : values)
-    if (value) task.held.push_back(value->data_shared_ptr());
+  for (size_t place = 0; place < values.size(); place++) {
+    if (!values[place]) continue;
+    (owned[place] ? task.held->overwritten : task.held->others).push_back(values[place]->data_shared_ptr());
+  }
+  queued_ = task.held;
   for (size_t n = whole.first; n < whole.steps.size(); n++)
     for (size_t i = 0; i < whole.steps[n].inputs.size(); i++)
       if (whole.last[n][i]) values[whole.steps[n].inputs[i]].reset();

@@ -15,6 +15,12 @@ namespace qgraph {
 enum class Kind { kernel, view, other };
 Kind kind_of(const Recorded& step);
 
+// Whether it is MLX's update of a block in place.
+bool updates(const mx::Primitive& primitive);
+
+// The bytes of what a step computes: none where its result lies in the buffer of an input.
+size_t bytes_made(const Recorded& step);
+
 // How many runs of this process were replays.
 int64_t replays();
 
@@ -37,13 +43,15 @@ class Replay {
   struct Input;
   struct Output;
   struct Kept;
+  struct Held;
   struct Task;
 
   const mx::array& at(size_t place, const Arrays& given, const Values& values) const;
   std::vector<Input> look(const Arrays& given, const Values& values) const;
   std::shared_ptr<Kept> record(const Whole& whole, std::vector<Input> inputs, const Values& given);
   Task prepare(const Arrays& given, const Values& values) const;
-  void send(const Whole& whole, Task task, const Arrays& given, Values& values) const;
+  bool take_over(const Arrays& given, const Values& values);
+  void send(const Whole& whole, Task task, const Arrays& given, Values& values);
 
   std::vector<size_t> inputs_, results_;  // places
   std::vector<size_t> number_;            // of an input of the whole, by place
@@ -51,6 +59,7 @@ class Replay {
   std::mutex turn_;
   std::vector<Input> last_;  // what came last
   std::shared_ptr<Kept> kept_;
+  std::shared_ptr<Held> queued_;  // of the last run
 };
 
 }  // namespace qgraph

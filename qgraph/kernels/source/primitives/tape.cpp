@@ -125,6 +125,7 @@ class Tape {
       }
     }
     const int several = results.size() > 1 ? 2 : 1;
+    if (several > 1) add_readers(maker, needed);
     auto whole = std::make_shared<Whole>();
     std::vector<bool> inside(steps_.size());
     for (size_t n = 0; n < steps_.size(); n++) {
@@ -140,6 +141,33 @@ class Tape {
     if (whole->first < whole->steps.size() && Replay::worth(whole->steps, whole->first))
       whole->replay = std::make_shared<Replay>(*whole);
     whole_ = std::move(whole);
+  }
+
+  // What reads a cache that the whole overwrites belongs to the whole too, where that is little work: as an op of
+  // its own it would hold the cache while the next run is made ready.
+  void add_readers(const std::vector<int>& maker, std::vector<int>& needed) const {
+    constexpr size_t LITTLE = 1 << 14;  // bytes of a result
+    std::vector<bool> cache(places_);
+    for (size_t n = 0; n < steps_.size(); n++) {
+      auto& step = steps_[n];
+      bool reads = updates(*step.primitive);
+      for (size_t place : step.inputs) reads = reads || cache[place];
+      if (!reads) continue;
+      if (updates(*step.primitive) || kind_of(step) == Kind::view) {
+        for (size_t place : step.outputs) cache[place] = true;
+        continue;
+      }
+      std::vector<size_t> open{n};
+      bool little = true;
+      for (size_t i = 0; i < open.size() && little; i++) {
+        little = bytes_made(steps_[open[i]]) <= LITTLE;
+        for (size_t place : steps_[open[i]].inputs)
+          if (maker[place] >= 0 && needed[maker[place]] == 1) open.push_back(maker[place]);
+      }
+      if (!little) continue;
+      for (size_t m : open)
+        if (needed[m] == 1) needed[m] = 2;
+    }
   }
 
   // Put first what a replay leaves to MLX; all, where that is not possible.
