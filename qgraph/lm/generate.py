@@ -18,7 +18,7 @@ from qgraph.ir import Graph
 from qgraph.lm.adapting import adapt, fill
 from qgraph.lm.architecture import build, copy_of, slots
 from qgraph.lm.bitnet import with_dense_layers
-from qgraph.lm.sampling import Piece, Sampler, Stats, checked, refuse_no_token
+from qgraph.lm.sampling import Piece, Sampler, Stats, greedy, refuse_no_token
 from qgraph.lm.text import Tokenizer, check_tokens, decode, encode, load_tokenizer
 from qgraph.lm.weights import Weights, read_weights
 from qgraph.quant import Adapter, load_adapter, load_config
@@ -296,8 +296,8 @@ class LanguageModel:
         cache = self._cache()
         logits = self._prefill(mx.array(prompts, ID), cache)
         for n in range(max_tokens):
-            current = checked(mx.argmax(logits, axis=-1), logits)
-            ids: list[int] = current.tolist()  # pyright: ignore[reportAssignmentType]
+            current = greedy(logits)
+            ids: list[int] = current.tolist()
             for row in tuple(open_rows):
                 refuse_no_token(ids[row], n, places[row])
                 if ids[row] in ends:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 
+from qgraph import ops
 from qgraph._errors import NonFiniteError, QGraphError
+from qgraph._jit import jit
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Sampler:
     def __call__(self, logits: mx.array) -> mx.array:
         """Token ids (batch,) for logits (batch, vocab), `NO_TOKEN` where there is none; lazy."""
         if self._temp == 0:
-            return checked(mx.argmax(logits, axis=-1), logits)
+            return greedy(logits)
         self._key, key = mx.random.split(self._key)
         drawn = mx.random.categorical(logits.astype(mx.float32) / self._temp, key=key)
         return checked(drawn, logits)
@@ -85,13 +87,22 @@ class Sampler:
 NO_TOKEN = 2**32 - 1  # no vocabulary is that large
 
 
-def checked(tokens: mx.array, logits: mx.array) -> mx.array:
+@jit
+def greedy(logits: Any) -> Any:
+    """The `checked` place of the largest of every row; lazy."""
+    return ops.where(
+        ops.isfinite(ops.max(logits, -1)), ops.argmax(logits, -1), ops.array(NO_TOKEN, mx.uint32)
+    )
+
+
+@jit
+def checked(tokens: Any, logits: Any) -> Any:
     """`tokens`, but `NO_TOKEN` for rows of `logits` that give none: with NaN or +inf, or all -inf.
 
     The largest of a row tells, so this costs one more reduction, and no wait: the token is read anyway.
     A model may give -inf to tokens that it never wants.
     """
-    return mx.where(mx.isfinite(mx.max(logits, axis=-1)), tokens, mx.array(NO_TOKEN, mx.uint32))
+    return ops.where(ops.isfinite(ops.max(logits, -1)), tokens, ops.array(NO_TOKEN, mx.uint32))
 
 
 def refuse_no_token(token: int, step: int, prompt: int | None = None) -> None:

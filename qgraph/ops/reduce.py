@@ -64,6 +64,11 @@ def numpy_accumulator(x: Any) -> Any:
     return np.uint32 if kind.kind == "u" and kind.itemsize < 4 else kind
 
 
+def last_axis(axes: tuple[int, ...], x: TensorType) -> bool:
+    """Whether `axes` are the last one of floats that the kernels know, and it has elements."""
+    return x.ndim > 0 and x.size > 0 and tuple(a % x.ndim for a in axes) == (x.ndim - 1,) and native.floats(x)
+
+
 @dataclass(frozen=True)
 class Reduction(Op):
     """One number for all elements along `axes`."""
@@ -105,6 +110,23 @@ class Reduction(Op):
         return self.flops_per_element * inputs[0].size
 
 
+@dataclass(frozen=True)
+class NativeReduction(Reduction):
+    """One with a native kernel."""
+
+    kernel: str = ""
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The template, or the kernel."""
+        if self.kernel:
+            return native.call(self.name, *operands, keepdims=self.keepdims)
+        return super().emit(operands, inputs, outputs)
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """Along the last axis."""
+        return replace(self, kernel=NATIVE) if last_axis(self.axes, *inputs) else None
+
+
 def _reduction(
     name: str,
     meaning: str,
@@ -112,6 +134,7 @@ def _reduction(
     rule: Rule = same,
     flops: int = 1,
     of_nothing: str = "0",
+    base: type[Reduction] = Reduction,
 ) -> Callable[..., Array]:
     """Declare the reduction `name` and give its public function."""
 
@@ -129,7 +152,7 @@ def _reduction(
         "of_nothing": of_nothing,
         "__module__": __name__,
     }
-    kind = cast(type[Reduction], type(name.title(), (Reduction,), body))
+    kind = cast(type[Reduction], type(name.title(), (base,), body))
 
     def function(a: ArrayLike, /, axis: Axis = None, keepdims: bool = False) -> Array:
         a = operand(a)
@@ -191,7 +214,7 @@ NAN = "float('nan')"
 sum = _reduction("sum", "The sum", _sum, accumulating)
 mean = _reduction("mean", "The mean", _mean, floating, of_nothing=NAN)
 prod = _reduction("prod", "The product", _prod, accumulating, of_nothing="1")
-max = _reduction("max", "The largest element", _max, of_nothing="")
+max = _reduction("max", "The largest element", _max, of_nothing="", base=NativeReduction)
 min = _reduction("min", "The smallest element", _min, of_nothing="")
 all = _reduction("all", "Whether every element is nonzero", _all, boolean, of_nothing="True")
 any = _reduction("any", "Whether some element is nonzero", _any, boolean, of_nothing="False")
@@ -202,6 +225,7 @@ logsumexp = _reduction(
     floating,
     flops=10,
     of_nothing="float('-inf')",
+    base=NativeReduction,
 )
 
 
@@ -292,8 +316,7 @@ class Softmax(Op):
 
     def native(self, inputs: Types, outputs: Types) -> Op | None:
         """Along the last axis, precise."""
-        last = inputs[0].ndim > 0 and tuple(a % inputs[0].ndim for a in self.axes) == (inputs[0].ndim - 1,)
-        return replace(self, kernel=NATIVE) if last and native.floats(*inputs) else None
+        return replace(self, kernel=NATIVE) if last_axis(self.axes, *inputs) else None
 
 
 @frontend
@@ -341,6 +364,18 @@ class Argmax(ArgReduction):
 
     name = "argmax"
     mlx = "mx.argmax({0}, axis={axis}, keepdims={keepdims})"
+    kernel: str = ""
+
+    def emit(self, operands: tuple[Any, ...], inputs: Types, outputs: Types) -> Operand:
+        """The template, or the kernel."""
+        if self.kernel:
+            return native.call("argmax", *operands, keepdims=self.keepdims)
+        return super().emit(operands, inputs, outputs)
+
+    def native(self, inputs: Types, outputs: Types) -> Op | None:
+        """Along the last axis."""
+        fits = self.axis is not None and last_axis((self.axis,), *inputs)
+        return replace(self, kernel=NATIVE) if fits else None
 
     def reference(self, x: Any) -> Any:
         """The first position of the maximum."""

@@ -21,6 +21,7 @@ struct Family {
 };
 const Family FAMILIES[] = {
     {"norm", norm, 60},          {"softmax", softmax, 60},
+    {"reduce", reduce, 60},
     {"rope", rope, 60},          {"dequantize", dequantize, 60},
     {"matmul", matmul, 60},      {"quantized_matmul", quantized_matmul, 120},
     {"attention", attention, 60}};

@@ -65,6 +65,31 @@ inline void softmax() {
   }
 }
 
+inline void reduce() {
+  int a = between(1, 4), b = between(1, 5), n = columns();
+  Strided s(any_type(), a, b, n);
+  Numbers tops(s.rows.type, int64_t(a) * b), sums(s.rows.type, int64_t(a) * b);
+  std::vector<uint32_t> places(a * b);
+  auto call = [&](void* y, Reduction kind) {
+    s.rows.y = y;
+    kernels().reduce(Reduce{s.rows, kind});
+  };
+  call(tops.data(), Reduction::max), call(sums.data(), Reduction::logsumexp);
+  call(places.data(), Reduction::argmax);
+  about = text("reduce", {a, b, n, int(s.rows.type)});
+  for (int64_t r = 0; r < a * b; r++) {
+    int place = 0;
+    double total = 0;
+    for (int j = 0; j < n; j++)
+      if (s.x[s.begin(r) + j] > s.x[s.begin(r) + place]) place = j;
+    double top = s.x[s.begin(r) + place];
+    for (int j = 0; j < n; j++) total += std::exp(s.x[s.begin(r) + j] - top);
+    expect(tops, r, top, 0, 1);
+    expect(sums, r, top + std::log(total), std::fabs(top) + std::log(total) + 1, n);
+    places[r] == uint32_t(place) ? passed++ : (failed++, std::printf("%s: argmax\n", about.c_str()));
+  }
+}
+
 inline void rope() {
   int batch = between(1, 3), heads = between(1, 4), length = between(1, 20), half = between(1, 40);
   int dims = 2 * half, n = dims + (chance() ? 0 : between(1, 20));

@@ -45,6 +45,9 @@ WITH = {
     "rms_norm": (lambda x, w: qg.rms_norm(x, w, 1e-5), (2, 64), normal(64).astype(BF16)),
     "layer_norm": (lambda x, w: qg.layer_norm(x, w, None, 1e-5), (2, 64), normal(64).astype(BF16)),
     "softmax": (lambda x, w: qg.softmax(x, -1) * w, (2, 64), normal(64).astype(BF16)),
+    "max": (lambda x, w: qg.max(x * w, -1, keepdims=True), (2, 64), normal(64).astype(BF16)),
+    "argmax": (lambda x, w: qg.argmax(x * w, -1), (2, 64), normal(64).astype(BF16)),
+    "logsumexp": (lambda x, w: qg.logsumexp(x * w, 1), (2, 64), normal(64).astype(BF16)),
     "scaled_dot_product_attention": (lambda x, w: attention(x) * w, (1, 2, 3, 8), normal(8).astype(BF16)),
     "rope": (lambda x, w: rotated(x) * w, (1, 2, 3, 8), normal(8).astype(BF16)),
 }
@@ -62,7 +65,7 @@ def test_ops_of_the_float_types_get_their_kernel(name):
     assert set(kernels_of(legal(function, x, w, native=False)).values()) <= {""}
 
 
-@pytest.mark.parametrize("name", ["dot", "rms_norm", "softmax"])
+@pytest.mark.parametrize("name", ["dot", "rms_norm", "softmax", "max", "argmax"])
 def test_other_dtypes_are_left_to_mlx(name):
     function, shape, w = WITH[name]
     with mx.stream(mx.cpu):
@@ -78,9 +81,11 @@ def test_gpus_get_none():
     assert kernels_of(graph) == {"quantized_matmul": ""}
 
 
-def test_a_softmax_over_another_axis_is_left_to_mlx():
-    graph = legal(lambda x: qg.softmax(x, 0), normal(3, 4))
-    assert kernels_of(graph) == {"softmax": ""}
+@pytest.mark.parametrize("axis", [0, None])
+@pytest.mark.parametrize("name", ["softmax", "max", "argmax", "logsumexp"])
+def test_what_goes_over_other_axes_is_left_to_mlx(name, axis):
+    graph = legal(lambda x: getattr(qg, name)(x, axis), normal(3, 4))
+    assert kernels_of(graph) == {name: ""}
 
 
 def test_int8_activations_are_an_option():

@@ -10,6 +10,7 @@
 #include "int8.h"
 #include "norms.h"
 #include "quantized.h"
+#include "reductions.h"
 #include "rope.h"
 
 namespace qgraph::QGRAPH_ISA {
@@ -23,6 +24,7 @@ const Kernels table = {
     .attention = attention,
     .norm = norm,
     .softmax = softmax,
+    .reduce = reduce,
     .rope = rope,
     .elementwise = elementwise,
 };

@@ -9,6 +9,7 @@
 #include "primitives/norms.cpp"
 #include "primitives/packed.cpp"
 #include "primitives/quantized.cpp"
+#include "primitives/reductions.cpp"
 #include "primitives/replay.cpp"
 #include "primitives/rope.cpp"
 #include "primitives/tape.cpp"

@@ -117,6 +117,13 @@ struct Softmax {
   Rows rows;
 };
 
+// One number a row, at y[row]; argmax gives a uint32_t, and like max takes a NaN, the first, for the largest.
+enum class Reduction { max, argmax, logsumexp };
+struct Reduce {
+  Rows rows;
+  Reduction kind;
+};
+
 // Pairs of the first `dims` features turned by (position * scale) * speeds[i]; sizes are (batch, heads,
 // length, 1) and the columns are the features. Position of row l of batch b: offsets[b * offset_step] + l.
 // The rows of y lie as y_strides say (over batch, head and position); y may be x, with x's strides.
@@ -143,6 +150,7 @@ struct Kernels {
   void (*attention)(const Attention&);
   void (*norm)(const Norm&);
   void (*softmax)(const Softmax&);
+  void (*reduce)(const Reduce&);
   void (*rope)(const Rope&);
   void (*elementwise)(const Elementwise&);
 };

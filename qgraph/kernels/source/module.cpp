@@ -29,6 +29,7 @@ NB_MODULE(_native, m) {
   qgraph::bind_matmul(m);
   qgraph::bind_attention(m);
   qgraph::bind_norms(m);
+  qgraph::bind_reductions(m);
   qgraph::bind_rope(m);
   qgraph::bind_elementwise(m);
   qgraph::bind_tape(m);

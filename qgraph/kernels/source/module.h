@@ -14,6 +14,7 @@ void bind_quantized(nb::module_&);
 void bind_matmul(nb::module_&);
 void bind_attention(nb::module_&);
 void bind_norms(nb::module_&);
+void bind_reductions(nb::module_&);
 void bind_rope(nb::module_&);
 void bind_elementwise(nb::module_&);
 void bind_tape(nb::module_&);

@@ -20,9 +20,8 @@ static inline int64_t begin_of(const Rows& rows, int64_t row) {
   return begin + row * rows.strides[0];
 }
 
-// f(x, y, n) for every row; `nanoseconds` is the work of a vector.
-template <class E, class O, class F>
-static inline void each_row(const Rows& rows, double nanoseconds, const F& f) {
+// f(number) for every row, many short ones a task; `nanoseconds` is the work of a vector.
+template <class F> static inline void in_tasks(const Rows& rows, double nanoseconds, const F& f) {
   constexpr int64_t TASK = 1 << 15;  // elements
   int64_t n = rows.columns, count = 1;
   for (int64_t size : rows.sizes) count *= size;
@@ -30,9 +29,17 @@ static inline void each_row(const Rows& rows, double nanoseconds, const F& f) {
   double vectors = static_cast<double>(count) * static_cast<double>((n + V::W - 1) / V::W);
   parallel(tasks, vectors * nanoseconds, [&](int64_t task) {
     int64_t end = (task + 1) * each < count ? (task + 1) * each : count;
-    for (int64_t row = task * each; row < end; row++)
-      f(static_cast<const typename E::T*>(rows.x) + begin_of(rows, row),
-        static_cast<typename O::T*>(rows.y) + row * n, n);
+    for (int64_t row = task * each; row < end; row++) f(row);
+  });
+}
+
+// f(x, y, n) for every row.
+template <class E, class O, class F>
+static inline void each_row(const Rows& rows, double nanoseconds, const F& f) {
+  const int64_t n = rows.columns;
+  in_tasks(rows, nanoseconds, [&](int64_t row) {
+    f(static_cast<const typename E::T*>(rows.x) + begin_of(rows, row),
+      static_cast<typename O::T*>(rows.y) + row * n, n);
   });
 }
 

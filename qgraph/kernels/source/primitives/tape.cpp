@@ -221,11 +221,19 @@ class Tape {
         read[inputs[i]] = true;
       }
     }
-    std::vector<bool> early(places_);
+    std::vector<bool> early(places_), written(places_);
+    for (size_t n = whole.steps.size(); n-- > 0;) {
+      auto& step = whole.steps[n];
+      bool passed_on = updates(*step.primitive);
+      for (size_t place : step.outputs) passed_on = passed_on || (kind_of(step) == Kind::view && written[place]);
+      if (passed_on) written[step.inputs[0]] = true;
+    }
     for (size_t n = 0; n < whole.first; n++)
       for (size_t place : whole.steps[n].inputs) early[place] = true;
     for (size_t i = 0; i < whole.inputs.size(); i++)
       if (early[whole.inputs[i]]) whole.early.push_back(i);
+    for (size_t i = 0; i < whole.inputs.size(); i++)
+      if (written[whole.inputs[i]]) whole.overwritten.push_back(i);
     for (auto& [place, array] : constants_) whole.constants.push_back(array);
   }
 

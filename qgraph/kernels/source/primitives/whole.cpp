@@ -103,9 +103,10 @@ class WholePrimitive : public mx::Primitive {
   }
 
  private:
-  // All inputs that steps from the nth on read, when no task on the stream holds them.
+  // All inputs that steps from the nth on read, when no task on the stream holds what is to be overwritten.
   void take(const Arrays& inputs, Values& values, size_t n) {
-    for (auto& input : inputs) {
+    for (size_t i : whole_->overwritten) {
+      auto& input = inputs[i];
       if (input.is_donatable() || input.data_shared_ptr().use_count() == 1) continue;
       drain(stream());
       break;

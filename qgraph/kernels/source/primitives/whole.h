@@ -27,6 +27,7 @@ struct Whole {
   std::shared_ptr<Replay> replay;       // null where there is a step that it cannot do
   std::vector<std::vector<bool>> last;  // of a step's inputs: whether no later step reads them, nor anybody else
   std::vector<size_t> inputs;           // places that are read and made by no step
+  std::vector<size_t> overwritten;      // those of them, by number, that an update may write into
   std::vector<size_t> results;          // places that are made and read by others
   std::vector<mx::Shape> shapes;        // of the results
   std::vector<mx::Dtype> dtypes;
