@@ -207,6 +207,32 @@ def test_rows_that_see_nothing_are_as_in_mlx(native, kind, sinks, queries):
         assert not wrong
 
 
+@pytest.mark.parametrize("keys, window", [(8, (3, 8)), (128, (0, 70)), (1600, (500, 1100)), (64, (63, 64))])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_keys_that_no_row_sees_are_as_if_they_were_not_there(native, keys, window, sinks):
+    """The room of a cache beyond what it holds: its numbers, which may be anything, have no influence."""
+    rng = np.random.default_rng(keys)
+    sizes = Sizes(batch=2, kv_heads=2, group=2, queries=3, keys=keys, dims=64, v_dims=32)
+    q, k, v = inputs(rng, sizes, mx.float32)
+    first, end = window
+    seen = np.zeros((2, 1, 3, keys), bool)
+    seen[..., first:end] = rng.random((2, 1, 3, end - first)) < 0.7
+    seen[0, :, 0, first] = seen[1, :, 2, end - 1] = seen[..., (first + end) // 2] = True
+    hidden = mx.array(np.where(np.arange(keys) < first, np.nan, np.where(np.arange(keys) < end, 0, np.nan)))
+    hidden = hidden.astype(mx.float32)[:, None]
+    sink = mx.array([0.5, -0.5, 1.0, 0.0]) if sinks else None
+    part = (slice(None), slice(None), slice(first, end))
+    exact, magnitude = reference(q, k[part], v[part], 0.125, mask=mx.array(seen[..., first:end]), sinks=sink)
+    for name, found in everywhere(
+        native,
+        lambda: native.scaled_dot_product_attention(
+            q, k + hidden, v + hidden, scale=0.125, mask=mx.array(seen), sinks=sink
+        ),
+    ):
+        wrong = problem(found, exact, magnitude, sizes.dims + end - first)
+        assert not wrong, (wrong, name)
+
+
 @pytest.mark.parametrize("queries", [1, 40])
 def test_large_scores(native, queries):
     """Scores of 10^4 and more do not overflow, and one key that stands out gives exactly its value."""

@@ -1,11 +1,14 @@
 // Attention of few rows (decoding): bound by reading keys and values, so each is read once for all rows of
 // its head. A vector holds features.
 //
+// Keys at either end that no row sees are not read: a cache has room for more than it holds.
+//
 // Long sequences are cut into pieces of keys whose results are merged; where they are cut does not depend on
 // the threads, so neither does a result.
 #pragma once
 #include <cfloat>
 #include <cstring>
+#include <utility>
 
 #include "functions.h"
 #include "pool.h"
@@ -218,10 +221,20 @@ template <class E, int R> static inline void attend_chunk(const Few& t, int64_t 
   }
 }
 
-static void attend_piece(const Few& t, int64_t first, int64_t end) {
+// Ask for rows of keys or values: those that come next are on their way while others are computed with.
+static inline void ask_for_rows(const Few& t, const void* memory, const int64_t* strides, int64_t dims, int64_t key,
+                                int64_t end) {
+  const int64_t size = size_of(t.a.type), bytes = dims * size;
+  const char* row = static_cast<const char*>(memory);
+  row += (t.batch * strides[0] + t.kv_head * strides[1] + key * strides[2]) * size;
+  for (; key < end; key++, row += strides[2] * size)
+    for (int64_t i = 0; i < bytes; i += 64) ask_for(row + i);
+}
+
+static void attend_piece(const Few& t, int64_t first, int64_t end, bool begins) {
   const Attention& a = t.a;
   for (int64_t r = 0; r < t.rows; r++) {
-    bool sink = a.sinks && first == 0;
+    bool sink = a.sinks && begins;
     t.highest[r] = sink ? a.sinks[t.kv_head * t.group + r % t.group] : -INFINITE;
     t.totals[r] = sink && t.highest[r] != -INFINITE ? 1.0f : 0.0f;
   }
@@ -229,7 +242,9 @@ static void attend_piece(const Few& t, int64_t first, int64_t end) {
   with(a.type, [&](auto e) {
     using E = decltype(e);
     for (int64_t key = first; key < end; key += CHUNK) {
-      int64_t n = end - key < CHUNK ? end - key : CHUNK, r = 0;
+      int64_t n = end - key < CHUNK ? end - key : CHUNK, next = key + n, r = 0;
+      ask_for_rows(t, a.v, a.v_strides, a.v_dims, key, next);
+      ask_for_rows(t, a.k, a.k_strides, a.dims, next, next + CHUNK < end ? next + CHUNK : end);
       for (; r + 4 <= t.rows; r += 4) attend_chunk<E, 4>(t, r, key, n);
       if (t.rows - r == 3) attend_chunk<E, 3>(t, r, key, n);
       if (t.rows - r == 2) attend_chunk<E, 2>(t, r, key, n);
@@ -263,9 +278,31 @@ static void merge(const Few& t, int64_t pieces, int64_t stride) {
   }
 }
 
+// The keys from the first that a row sees to behind the last: the weights of hidden ones are zeros, but for a row
+// that sees none and so has the average of all.
+static std::pair<int64_t, int64_t> seen(const Attention& a) {
+  if (!a.mask || !a.mask_is_bool) return {0, a.keys};
+  auto* mask = static_cast<const uint8_t*>(a.mask);
+  const int64_t* s = a.mask_strides;
+  int64_t low = a.keys, high = 0;
+  auto count = [&](int axis, int64_t size) { return s[axis] ? size : 1; };
+  for (int64_t b = 0; b < count(0, a.batch); b++)
+    for (int64_t h = 0; h < count(1, a.heads); h++)
+      for (int64_t q = 0; q < count(2, a.queries); q++) {
+        auto* row = mask + b * s[0] + h * s[1] + q * s[2];
+        int64_t first = 0, end = a.keys;
+        while (first < end && !row[first * s[3]]) first++;
+        while (first < end && !row[(end - 1) * s[3]]) end--;
+        if (first == end) return {0, a.keys};
+        low = first < low ? first : low, high = end > high ? end : high;
+      }
+  return {low, high};
+}
+
 static void attend_few(const Attention& a) {
+  const auto [low, high] = seen(a);
   int64_t group = a.heads / a.kv_heads, rows = a.queries * group, problems = a.batch * a.kv_heads;
-  int64_t pieces = (a.keys + PIECE - 1) / PIECE, dims = vectors_up(a.dims), width = vectors_up(a.v_dims);
+  int64_t pieces = (high - low + PIECE - 1) / PIECE, dims = vectors_up(a.dims), width = vectors_up(a.v_dims);
   int64_t stride = rows * width + 2 * vectors_up(rows);  // floats of one piece's results
   auto* shared = static_cast<float*>(scratch(0, problems * (rows * dims + pieces * stride) * 4));
   float* results = shared + problems * rows * dims;
@@ -284,11 +321,11 @@ static void attend_few(const Attention& a) {
     widen(a.type, at(a.q, a.type, offset), query, a.dims);
     for (int64_t d = 0; d < dims; d += V::W) store(query + d, load(query + d) * set1(a.scale));
   }
-  double bytes = 1.0 * problems * a.keys * (a.dims + a.v_dims) * size_of(a.type);
-  double products = 1.0 * problems * rows * a.keys * (a.dims + a.v_dims);
-  parallel(problems * pieces, bytes / 15 + products / 30, [&](int64_t i) {
-    int64_t first = i % pieces * PIECE, end = first + PIECE < a.keys ? first + PIECE : a.keys;
-    attend_piece(few(i / pieces, i % pieces), first, end);
+  double bytes = 1.0 * problems * (high - low) * (a.dims + a.v_dims) * size_of(a.type);
+  double products = 1.0 * problems * rows * (high - low) * (a.dims + a.v_dims);
+  parallel(problems * pieces, bytes / 15 + products / 30, [&, low = low, high = high](int64_t i) {
+    int64_t piece = i % pieces, first = low + piece * PIECE, end = first + PIECE < high ? first + PIECE : high;
+    attend_piece(few(i / pieces, piece), first, end, piece == 0);
   });
   double merged = 1.0 * problems * rows * pieces * width;
   parallel(problems, merged / 5, [&](int64_t i) { merge(few(i, 0), pieces, stride); });

@@ -18,12 +18,8 @@
 
 namespace qgraph::QGRAPH_ISA {
 
-constexpr int64_t TASK_BYTES = 32768;  // of weights, about, in a task
+constexpr int64_t TASK_BYTES = 16384;  // of weights, about, in a task
 constexpr int64_t AHEAD = 6144;        // bytes: how far ahead memory is asked for weights
-
-// Ask for memory that is read soon, as far as L2: a core can have more lines on their way there than to L1, and
-// what reads weights for few rows of x waits for memory alone.
-static inline void ask_for(const void* memory) { __builtin_prefetch(memory, 0, 2); }
 
 // ---- scales
 

@@ -110,7 +110,7 @@ static void few_columns(const QuantizedMatmul& p, const Rounded& x, int64_t n, i
 static void few_rows(const QuantizedMatmul& p) {
   Rounded x = round_rows(p, p.w.bits == 4 ? Order::few_parted : Order::few);
   const int64_t chunks = (p.n + CHUNK - 1) / CHUNK;
-  const int64_t each = 65536 / (CHUNK * p.w.row_bytes()) + 1;  // of a task
+  const int64_t each = TASK_BYTES / (CHUNK * p.w.row_bytes()) + 1;  // of a task
   double nanoseconds = static_cast<double>(p.w.row_bytes()) * p.n * (p.m + 1) / 50;
   parallel((chunks + each - 1) / each, nanoseconds, [&](int64_t task) {
     const int64_t end = (task + 1) * each * CHUNK < p.n ? (task + 1) * each * CHUNK : p.n;

@@ -37,6 +37,10 @@ template <class F> static inline void with(Type type, const F& f) {
   }
 }
 
+// Ask for memory that is read soon, as far as L2: a core can have more lines on their way there than to L1, and
+// what reads much and computes little waits for memory alone.
+static inline void ask_for(const void* memory) { __builtin_prefetch(memory, 0, 2); }
+
 template <class E> static inline float load1(const typename E::T* p) {
   float lanes[V::W];
   store(lanes, E::load(p, 1));
