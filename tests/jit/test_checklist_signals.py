@@ -182,7 +182,7 @@ import faulthandler, os, signal, sys, threading, time
 import mlx.core as mx, qgraph as qg
 
 faulthandler.dump_traceback_later(90, exit=True)  # a hang says where
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 f = qg.jit(lambda x, w: qg.silu(x @ w.T))
 w = qg.quantize(mx.ones((32, 64)))
 x = mx.ones((2, 64))

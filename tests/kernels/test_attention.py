@@ -207,7 +207,9 @@ def test_rows_that_see_nothing_are_as_in_mlx(native, kind, sinks, queries):
         assert not wrong
 
 
-@pytest.mark.parametrize("keys, window", [(8, (3, 8)), (128, (0, 70)), (1600, (500, 1100)), (64, (63, 64))])
+@pytest.mark.parametrize(
+    ("keys", "window"), [(8, (3, 8)), (128, (0, 70)), (1600, (500, 1100)), (64, (63, 64))]
+)
 @pytest.mark.parametrize("sinks", [False, True])
 def test_keys_that_no_row_sees_are_as_if_they_were_not_there(native, keys, window, sinks):
     """The room of a cache beyond what it holds: its numbers, which may be anything, have no influence."""
