@@ -160,13 +160,12 @@ from qgraph.ops.nn import (
     softplus,
     swiglu,
 )
+from qgraph.ops.positions import argmax, argmin
 from qgraph.ops.quantize import quantize
 from qgraph.ops.quantized import dequantize, quantized_lora_matmul, quantized_matmul, quantized_take
 from qgraph.ops.reduce import (
     all,
     any,
-    argmax,
-    argmin,
     logsumexp,
     max,
     mean,

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from qgraph.ir.types import TensorType
 from qgraph.ops import elementwise as e
-from qgraph.ops import indexing, linear, reduce, scan, shape, updates
+from qgraph.ops import indexing, linear, positions, reduce, scan, shape, updates
 from qgraph.ops.dispatch import Array, ArrayLike
 from qgraph.quant import QuantizedTensor
 
@@ -42,7 +42,7 @@ _SAME_NAME: dict[str, Callable[..., Any]] = {
             shape.split,
         ),
         *(reduce.sum, reduce.mean, reduce.max, reduce.min, reduce.prod, reduce.var, reduce.std, reduce.all),
-        *(reduce.any, reduce.argmax, reduce.argmin, scan.cumsum, reduce.logsumexp),
+        *(reduce.any, positions.argmax, positions.argmin, scan.cumsum, reduce.logsumexp),
     )
 }
 

@@ -9,7 +9,8 @@ from qgraph.capture.primitives.table import Primitive, primitive
 from qgraph.ir import Value
 from qgraph.ir.op import Op
 from qgraph.ops.elementwise import Cast
-from qgraph.ops.reduce import Argmax, Argmin, Softmax
+from qgraph.ops.positions import Argmax, Argmin
+from qgraph.ops.reduce import Softmax
 from qgraph.ops.sorting import Argpartition, Argsort, Partition, Sort
 
 # By the number with which MLX encodes which function it is.
